@@ -34,8 +34,10 @@ class LoopSettings:
 
     Attributes:
         steps: Number of optimiser steps, >= 1.
-        learning_rate: Peak learning rate, > 0; it falls to nothing along a cosine.
+        learning_rate: Peak learning rate, > 0.
         warmup: Steps of linear rise before the peak.
+        decay: The share of the run, in (0, 1], at whose end the rate falls from the peak to nothing along a cosine. Less
+            than 1 suits a long run that is looked at on the way: the averaged weights of the level part are usable.
         weight_decay: AdamW's decoupled decay.
         clip: Largest gradient norm.
         ema_decay: Decay of the averaged weights, in [0, 1).
@@ -46,11 +48,14 @@ class LoopSettings:
         log_every: Steps between log lines.
         device: "cpu" or "cuda". Random numbers are drawn on the CPU either way.
         bf16: Compute in bfloat16 (weights stay float32).
+        compile: Compile the forward and backward pass first (needs a C++ compiler): one or two minutes, then a fifth less
+            time a step on the CPU.
     """
 
     steps: int
     learning_rate: float
     warmup: int = 50
+    decay: float = 1.0
     weight_decay: float = 0.0
     clip: float = 1.0
     ema_decay: float = 0.999
@@ -60,6 +65,7 @@ class LoopSettings:
     log_every: int = 25
     device: str = "cpu"
     bf16: bool = True
+    compile: bool = False
 
 
 class TrainingRun:
@@ -149,6 +155,10 @@ class TrainingRun:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             yield
 
+    def compiled(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """``forward`` itself, or compiled if the settings ask for it."""
+        return torch.compile(forward) if self.settings.compile else forward
+
     def averaged(self) -> dict[str, Tensor]:
         """The network's state dict with the averaged weights in place of the trained ones."""
         weights: dict[str, Tensor] = dict(self.network.state_dict())
@@ -201,7 +211,8 @@ class TrainingRun:
 
     def _rate(self) -> float:
         rise = min(1.0, (self.step + 1) / max(1, self.settings.warmup))
-        return self.settings.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * self.progress()))
+        fall = max(0.0, (self.progress() - 1) / self.settings.decay + 1)
+        return self.settings.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * fall))
 
     def _log(self, numbers: Mapping[str, float]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

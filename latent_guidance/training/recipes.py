@@ -167,13 +167,15 @@ def train_unet(
     seed: int = 0,
     batch: int = UNetRecipe.batch,
     start_from: Path | None = None,
+    decay: float = LoopSettings.decay,
+    compile: bool = False,
     export_only: bool = False,
     device: str = "cpu",
 ) -> None:
     """Train UNet and text tower and write the rest of ``checkpoint``.
 
     A new run starts from random weights, or from those of the checkpoint ``start_from``. With ``export_only`` the run's
-    state as it is now is written, without training.
+    state as it is now is written, without training. ``decay`` and ``compile`` are those of :class:`.loop.LoopSettings`.
     """
     from ..models.checkpoint import load_vae, save_index, save_scheduler, save_text_encoder, save_unet
     from ..models.tiny import SCHEDULER_CONFIG
@@ -181,7 +183,14 @@ def train_unet(
     vae = load_vae(checkpoint, device=device)
     latents = encode_folder(vae, _pictures(pictures) / "128", runs / "latents-128.safetensors")
     settings = LoopSettings(
-        steps=steps, learning_rate=learning_rate, minutes=minutes, seed=seed, warmup=200, device=device
+        steps=steps,
+        learning_rate=learning_rate,
+        minutes=minutes,
+        seed=seed,
+        warmup=200,
+        decay=decay,
+        compile=compile,
+        device=device,
     )
     recipe = UNetRecipe(batch=batch)
     if export_only:

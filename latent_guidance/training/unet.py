@@ -209,6 +209,11 @@ def _loss(
     unet, tower, device = joint.unet, joint.encoder.network, settings.device
     shares = recipe.shares()
 
+    def network(x: Tensor, timestep: Tensor, ids: Tensor) -> Tensor:
+        return unet(x, timestep, encoder_hidden_states=tower(ids)[1]).sample
+
+    network = joint.run.compiled(network)
+
     def loss_of(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = batch_indices(step, batch=recipe.batch, total=len(latents), seed=settings.seed)
         x0 = latents.draw(chosen, generator=generator)
@@ -222,8 +227,7 @@ def _loss(
         draw = torch.randint(DRAWS, (recipe.batch,), generator=generator)
         x, v = (alpha * x0 + sigma * noise).to(device), (alpha * noise - sigma * x0).to(device)
         with joint.run.arithmetic():
-            tokens = tower(joint.rows[kind, draw, chosen].to(device))[1]
-            output = unet(x, timestep.to(device), encoder_hidden_states=tokens).sample
+            output = network(x, timestep.to(device), joint.rows[kind, draw, chosen].to(device))
         return (output.float() - v).square().mean(), {}
 
     return loss_of

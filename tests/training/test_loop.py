@@ -106,3 +106,18 @@ def test_every_epoch_sees_every_sample_once() -> None:
     assert sorted(first.tolist()) == sorted(second.tolist()) == list(range(10))
     assert first.tolist() != second.tolist()
     assert torch.equal(batch_indices(3, batch=4, total=10, seed=3), steps[3])
+
+
+def test_decay_keeps_the_rate_level_until_the_end(tmp_path: Path) -> None:
+    def rates(decay: float) -> list[float]:
+        settings = LoopSettings(steps=20, learning_rate=1.0, warmup=1, decay=decay)
+        run = TrainingRun(torch.nn.Linear(1, 1), tmp_path / str(decay), settings)
+        found = []
+        for run.step in range(20):
+            found.append(run._rate())
+        return found
+
+    level = rates(0.25)
+    assert level[:16] == [1.0] * 16
+    assert all(a > b for a, b in pairwise(level[15:])) and level[-1] < 0.3
+    assert all(a > b for a, b in pairwise(rates(1.0)))
