@@ -138,6 +138,19 @@ class Process(ABC):
         """``sigma**2 / alpha * score``: what a term added to the score adds to the denoised estimate; 0 at alpha = 0."""
         return _divide_or_zero(expand(sigma, score) ** 2 * score, expand(self.alpha(sigma), score))
 
+    def step_to_denoised_shift(self, step: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        """What moves the denoised estimate so far that an Euler (DDIM) step to ``sigma_next`` ends ``step`` further on.
+
+        In both processes that step is x_next = r x + (1 - r) denoised with r = sigma_next / sigma, so this is step / (1 - r). Rules
+        whose papers add something to x_{t-1} go through here; under a sampler that takes other steps they add about as much.
+
+        Args:
+            step: (B, ...), what is to be added to the next x.
+            sigma: (B,).
+            sigma_next: (B,), below sigma.
+        """
+        return step / expand(1 - sigma_next / sigma, step)
+
     def add_score(self, denoised: Tensor, score: Tensor, sigma: Tensor) -> Tensor:
         """The denoised estimate after ``score`` (B, ...), e.g. s * grad_x log p(y | x), joined the model's own score."""
         return denoised + self.score_to_denoised_shift(score, sigma)

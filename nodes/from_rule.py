@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from ..latent_guidance.errors import UserError
 from ..latent_guidance.guidance.base import Rule
 from ..latent_guidance.guidance.knobs import Choice, Knob, Number, Socket, Switch, Text, Whole, default, knobs
+from .runtime import current
 
 CATEGORY = "latent guidance/guidance"
 
@@ -31,7 +32,8 @@ def _tooltip(knob: Knob) -> str:
     return " ".join(parts)
 
 
-def _tooltip_zh(knob: Knob) -> str:
+def tooltip_zh(knob: Knob) -> str:
+    """What an input's tooltip says in Chinese."""
     parts = [knob.help_zh]
     if knob.neutral_text:
         parts.append(f"中性值：{knob.neutral_text}。")
@@ -82,7 +84,7 @@ def node_from_rule(rule_class: type[Rule]) -> type:
             "display_name": text.name_zh,
             "description": text.description_zh,
             "inputs": {
-                **{name: (knob.label_zh, _tooltip_zh(knob)) for name, knob in knobs(rule_class).items()},
+                **{name: (knob.label_zh, tooltip_zh(knob)) for name, knob in knobs(rule_class).items()},
                 "rules": ("规则链", CHAIN_HELP_ZH),
             },
             "outputs": ("规则链",),
@@ -99,11 +101,30 @@ def node_from_rule(rule_class: type[Rule]) -> type:
             }
 
         def append(self, rules: tuple[Rule, ...] = (), **inputs: Any) -> tuple[tuple[Rule, ...]]:
-            return ((*chain_of(rules, text.name), _made(rule_class, inputs)),)
+            return ((*chain_of(rules, text.name), _made(rule_class, taken(rule_class, inputs))),)
 
     RuleNode.__name__ = RuleNode.__qualname__ = text.id
     RuleNode.__doc__ = text.description
     return RuleNode
+
+
+def taken(described: type, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A node's inputs as the library has them: tensors of LATENT and IMAGE, and a VAE that decodes with gradients.
+
+    Pictures come as (B, 3, H, W) in [-1, 1], latents unscaled as they are in the graph.
+    """
+
+    def converted(name: str, value: Any) -> Any:
+        match getattr(knobs(described)[name], "type", None):
+            case "LATENT" if value is not None:
+                return value["samples"]
+            case "IMAGE" if value is not None:
+                return value[..., :3].movedim(-1, 1) * 2 - 1
+            case "VAE" if value is not None:
+                return current().decoder(value)
+        return value
+
+    return {name: converted(name, value) for name, value in inputs.items()}
 
 
 def _made(rule_class: Callable[..., Rule], inputs: dict[str, Any]) -> Rule:

@@ -31,7 +31,7 @@ WORDS = {
     },
 }  # fmt: skip
 
-CATEGORIES_ZH = {"evaluation": "评估"}
+CATEGORIES_ZH = {"evaluation": "评估", "losses": "损失"}
 """Submenus that the editor has no Chinese word for; it knows loaders, conditioning, guidance and sampling."""
 
 

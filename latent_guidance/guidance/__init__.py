@@ -12,19 +12,25 @@ from .classifier import ClassifierGuidance
 from .classifier_mean_shift import ClassifierMeanShift
 from .classifier_post_step import ClassifierPostStep
 from .curve import GuidanceCurve
+from .dps import DPS
 from .dynamic_threshold import DynamicThresholding
+from .freedom import FreeDoM
 from .frequency_decoupled import FrequencyDecoupledGuidance
 from .guider import Guider
+from .lgd import LossGuidedDiffusion
 from .limited_interval import LimitedInterval
 from .magnitude_aware import MagnitudeAwareGuidance
 from .momentum import MomentumGuidance
+from .mpgd import MPGD
 from .perp_neg import PerpNeg
 from .rescale import RescaleGuidance
 from .run import GuidanceRun, check_chain, check_on_model
 from .schedule import GuidanceSchedule
 from .sliding_mode import SlidingModeCFG
 from .tangential import TangentialCFG
+from .tfg import TrainingFreeGuidance
 from .two_conditions import TwoConditions
+from .universal import UniversalGuidance
 
 RULES: tuple[type[Rule], ...] = (
     CFG,
@@ -47,11 +53,19 @@ RULES: tuple[type[Rule], ...] = (
     ClassifierGuidance,
     ClassifierMeanShift,
     ClassifierPostStep,
+    MPGD,
+    DPS,
+    LossGuidedDiffusion,
+    FreeDoM,
+    UniversalGuidance,
+    TrainingFreeGuidance,
 )
 """Every rule there is, in menu order. A new rule is a file in this folder and a line here."""
 
 __all__ = [
     "CFG",
+    "DPS",
+    "MPGD",
     "RULES",
     "AdaptiveGuidance",
     "AdaptiveProjectedGuidance",
@@ -62,12 +76,14 @@ __all__ = [
     "ClassifierMeanShift",
     "ClassifierPostStep",
     "DynamicThresholding",
+    "FreeDoM",
     "FrequencyDecoupledGuidance",
     "GuidanceCurve",
     "GuidanceRun",
     "GuidanceSchedule",
     "Guider",
     "LimitedInterval",
+    "LossGuidedDiffusion",
     "MagnitudeAwareGuidance",
     "MomentumGuidance",
     "NodeText",
@@ -78,7 +94,9 @@ __all__ = [
     "Stage",
     "Step",
     "TangentialCFG",
+    "TrainingFreeGuidance",
     "TwoConditions",
+    "UniversalGuidance",
     "check_chain",
     "check_on_model",
 ]

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from ..process import Process
-from .knobs import Socket, knobs
+from .knobs import Socket, check_fields, knobs
 
 
 class Stage(Enum):
@@ -73,6 +73,9 @@ class Step:
         estimates: denoised estimates by branch name: "cond", "uncond", and those of further branches; empty before the network
             was called.
         guided: the guided estimate (B, ...), from COMBINE on.
+        pull_back: at GRADIENT, where a rule of the chain differentiates through the denoiser at this step: takes a gradient with
+            respect to the guided estimate (B, ...) to the one with respect to x (B, ...). None elsewhere.
+        unscaled: brings estimates (B, ...) to the scale of the model's VAE; None where the host does not know it.
     """
 
     process: Process
@@ -82,6 +85,8 @@ class Step:
     guidance_scale: Tensor
     estimates: Mapping[str, Tensor]
     guided: Tensor | None = None
+    pull_back: Callable[[Tensor], Tensor] | None = None
+    unscaled: Callable[[Tensor], Tensor] | None = None
 
     @property
     def cond_denoised(self) -> Tensor:
@@ -159,8 +164,7 @@ class Rule:
     """Of a COMBINE rule: it goes from the unconditional estimate. One that does not never has it evaluated."""
 
     def __post_init__(self) -> None:
-        for name, knob in knobs(type(self)).items():
-            knob.check(getattr(self, name), f"{name} of {self.node.name}")
+        check_fields(self, self.node.name)
 
     def bind(self, sigmas: Tensor | None) -> Callable[[Step], Any]:
         """The rule for one run over ``sigmas`` (N + 1,): a callable of :class:`Step` that answers as its stage says.
@@ -194,6 +198,14 @@ class Rule:
         if bool((step.guidance_scale == 1).all()):
             return self.needs
         return own | {"uncond"} if self.uses_uncond else own
+
+    def may_differentiate(self) -> bool:
+        """Whether some step of a run may have to give the rule gradients through the denoiser (``step.pull_back``)."""
+        return False
+
+    def differentiates(self, step: Step) -> bool:
+        """Whether the rule wants ``step.pull_back`` at this step; ``step`` has no estimates yet."""
+        return self.may_differentiate()
 
     def networks(self) -> tuple[Any, ...]:
         """The networks that the rule calls; a host loads and frees them with the model."""

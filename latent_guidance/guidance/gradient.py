@@ -8,12 +8,13 @@ computation, and working on clones, is sufficient.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..process import expand
+from ..process import Process, expand
 from .knobs import UNLIMITED
 
 log = logging.getLogger("latent_guidance")
@@ -33,6 +34,31 @@ def normal_parameters_(module: nn.Module) -> None:
             for name, buffer in child._buffers.items():
                 if buffer is not None and buffer.is_inference():
                     child._buffers[name] = buffer.clone()
+
+
+def normal_model_(denoiser: Any) -> None:
+    """:func:`normal_parameters_` of the network behind a denoiser (a NetworkDenoiser, or one that wraps a module), if it has one."""
+    for _ in range(3):
+        if isinstance(denoiser, nn.Module):
+            normal_parameters_(denoiser)
+            return
+        denoiser = getattr(denoiser, "network", getattr(denoiser, "unet", None))
+
+
+def normal(value: Any) -> Any:
+    """``value`` with every inference tensor in it cloned, outside inference mode; inside it, as it is.
+
+    Autograd does not save inference tensors for a backward pass. Mappings, lists and tuples are rebuilt.
+    """
+    if torch.is_inference_mode_enabled():
+        return value
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, Mapping):
+        return {key: normal(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(normal(entry) for entry in value)
+    return value
 
 
 def input_gradient(log_prob: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,6 +93,22 @@ def clip_norm(gradient: Tensor, largest: float) -> Tensor:
     return gradient * expand(factor, gradient)
 
 
+def score_form(process: Process, unit_gradient: Tensor, sigma: Tensor) -> Tensor:
+    """What w grad_u log p (B, ...) adds to the denoised estimate: sigma^2 / alpha * grad_x; zero at alpha = 0.
+
+    ``unit_gradient`` is with respect to u = x / sqrt(alpha^2 + sigma^2), so that grad_x = unit_scale * grad_u.
+    """
+    return process.score_to_denoised_shift(expand(process.unit_scale(sigma), unit_gradient) * unit_gradient, sigma)
+
+
+def relative_scale(shift: Tensor, x: Tensor, denoised: Tensor, fraction: float) -> Tensor:
+    """``shift`` (B, ...) made ``|fraction|`` times as long as x - denoised, per sample; a zero shift stays zero."""
+    norm = sample_norm(shift)
+    wanted = abs(fraction) * sample_norm(x - denoised)
+    factor = torch.where(norm > 0, wanted / norm, torch.zeros_like(norm))
+    return shift * expand(factor, shift)
+
+
 def finite_or_unguided(gradient: Tensor, *, rule: str, index: int | None, sigma: Tensor) -> Tensor:
     """``gradient`` (B, ...) with samples that are not finite set to zero, and a warning that names them.
 
@@ -79,7 +121,7 @@ def finite_or_unguided(gradient: Tensor, *, rule: str, index: int | None, sigma:
     step = "" if index is None else f" at step {index + 1}"
     log.warning(
         "%s: the gradient of sample %s is not finite%s (sigma %s); it goes unguided for this step. "
-        "A smaller guidance scale or another classifier may help.",
+        "A smaller guidance scale may help.",
         rule, ", ".join(map(str, broken)), step, ", ".join(f"{value:.4g}" for value in sigma[~finite].tolist()),
     )  # fmt: skip
     return torch.where(expand(finite, gradient), gradient, torch.zeros_like(gradient))

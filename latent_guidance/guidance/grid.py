@@ -37,3 +37,12 @@ def progress(sigma: Tensor, sigmas: Tensor) -> Tensor:
     gap = torch.where(upper > lower, upper - lower, torch.ones_like(sigma))
     between = torch.where(sigma <= lower * (1 + ROUNDING), torch.ones_like(sigma), (upper - sigma) / gap)
     return (index - 1 + between).clamp(0, last) / last
+
+
+def next_level(sigma: Tensor, sigmas: Tensor | None) -> Tensor:
+    """The level of the grid ``sigmas`` (N + 1,) that comes after each of ``sigma`` (B,); 0 at its end, and without a grid."""
+    if sigmas is None:
+        return torch.zeros_like(sigma)
+    grid = sigmas.to(sigma)
+    below = grid < sigma[:, None] * (1 - ROUNDING)
+    return torch.where(below, grid, torch.zeros_like(grid)).amax(dim=1)

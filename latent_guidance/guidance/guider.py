@@ -12,7 +12,8 @@ from ..denoiser import Cond, Denoiser, concat_conds, for_run, repeat_cond
 from ..errors import UserError
 from ..process import Process
 from .base import Branch, Rule
-from .run import GuidanceRun
+from .gradient import normal, normal_model_
+from .run import EvaluateAt, GuidanceRun
 
 
 class Guider:
@@ -51,18 +52,26 @@ class Guider:
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
         """Guided estimate (B, ...) of x (B, ...) at sigma (B,); ``cond`` has batch size 1 or B."""
 
-        def evaluate(names: tuple[str, ...]) -> Mapping[str, Tensor]:
+        def evaluate(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
             own, others = self._by_model(names)
-            denoised = self.denoiser(*self._batched(own, x, sigma, cond))
-            return {**_apart(own, denoised), **self._evaluated(others, x, sigma, cond)}
+            denoised = self.denoiser(*self._batched(own, at, level, cond))
+            return {**_apart(own, denoised), **self._evaluated(others, at, level, cond)}
 
-        return self._run(x, sigma, evaluate)
+        return self._guided(x, sigma, evaluate)
+
+    def _guided(self, x: Tensor, sigma: Tensor, evaluate: EvaluateAt) -> Tensor:
+        def differentiable(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
+            for model in (self.denoiser, *self._models.values()):
+                normal_model_(model)
+            return evaluate(names, at, level)
+
+        return self._run(x, sigma, lambda names: evaluate(names, x, sigma), differentiable=differentiable)
 
     def with_variance(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
         """The guided estimate and the conditional branch's learned variance (see ``NetworkDenoiser.with_variance``)."""
         variances: list[Tensor] = []
 
-        def evaluate(names: tuple[str, ...]) -> Mapping[str, Tensor]:
+        def evaluate(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
             with_variance = getattr(self.denoiser, "with_variance", None)
             if with_variance is None:
                 raise UserError(
@@ -71,11 +80,11 @@ class Guider:
                     mend="choose variance 'beta' or 'beta_tilde' in the DDPM sampler",
                 )
             own, others = self._by_model(names)
-            denoised, variance = cast(tuple[Tensor, Tensor], with_variance(*self._batched(own, x, sigma, cond)))
-            variances.append(_apart(own, variance)["cond"])
-            return {**_apart(own, denoised), **self._evaluated(others, x, sigma, cond)}
+            denoised, variance = cast(tuple[Tensor, Tensor], with_variance(*self._batched(own, at, level, cond)))
+            variances.append(_apart(own, variance)["cond"].detach())
+            return {**_apart(own, denoised), **self._evaluated(others, at, level, cond)}
 
-        return self._run(x, sigma, evaluate), variances[0]
+        return self._guided(x, sigma, evaluate), variances[0]
 
     def _by_model(self, names: tuple[str, ...]) -> tuple[list[str], dict[int, list[str]]]:
         """Of the named branches, those of the guider's own model, and those of every other one."""
@@ -99,7 +108,7 @@ class Guider:
         """x, sigma and the conditions of the named branches, each joined along the batch."""
         batch = x.shape[0]
         conds = [repeat_cond(self._cond(name, cond), batch) for name in names]
-        return torch.cat([x] * len(names)), sigma.expand(batch).repeat(len(names)), concat_conds(conds)
+        return torch.cat([x] * len(names)), sigma.expand(batch).repeat(len(names)), concat_conds(normal(conds))
 
     def _cond(self, name: str, cond: Cond) -> Cond:
         """The condition of the named branch."""

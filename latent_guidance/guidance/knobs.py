@@ -140,6 +140,12 @@ def knobs(rule_class: type) -> Mapping[str, Knob]:
     return MappingProxyType(found)
 
 
+def check_fields(described: Any, name: str) -> None:
+    """Raise UserError if a field of a dataclass of knobs is out of its range; ``name`` is what the error calls it."""
+    for field, knob in knobs(type(described)).items():
+        knob.check(getattr(described, field), f"{field} of {name}")
+
+
 def default(rule_class: type, name: str) -> Any:
     """The default of a rule's field; None if it has none (a required socket)."""
     [field] = [field for field in fields(rule_class) if field.name == name]

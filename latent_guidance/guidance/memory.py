@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..process import expand
+from .gradient import normal
 from .grid import ROUNDING
 
 
@@ -33,6 +34,9 @@ class LevelMemory:
             self._settled = torch.zeros_like(like)
             self._known = torch.zeros_like(sigma, dtype=torch.bool)
         else:
+            self._sigma, self._latest, self._settled, self._known = normal(
+                (self._sigma, self._latest, self._settled, self._known)
+            )
             before = self._sigma.to(sigma)
             moved = (sigma - before).abs() > ROUNDING * torch.maximum(sigma, before)
             self._settled = torch.where(expand(moved, like), self._latest.to(like), self._settled.to(like))
@@ -41,5 +45,8 @@ class LevelMemory:
         return self._settled, self._known
 
     def keep(self, value: Tensor) -> None:
-        """Remember ``value`` (B, ...) of the level that was last recalled for; a second one there takes its place."""
-        self._latest = value
+        """Remember ``value`` (B, ...) of the level that was last recalled for; a second one there takes its place.
+
+        It is remembered as a number: gradients through the denoiser stop at the step.
+        """
+        self._latest = value.detach()

@@ -15,9 +15,13 @@ from ..errors import UserError
 from ..process import Process
 from .base import Branch, Rule, Stage, Step
 from .cfg import cfg
+from .recorded import recorded
 
 Evaluate = Callable[[tuple[str, ...]], Mapping[str, Tensor]]
 """Branch names -> their denoised estimates (B, ...), in one call of each network."""
+
+EvaluateAt = Callable[[tuple[str, ...], Tensor, Tensor], Mapping[str, Tensor]]
+"""The same at an x (B, ...) that requires a gradient, and a sigma (B,), outside inference mode; gradients flow back to x."""
 
 
 def step_index(sigma: Tensor, sigmas: Tensor | None) -> int | None:
@@ -76,15 +80,31 @@ def check_on_model(rules: Sequence[Rule]) -> None:
     """Refuse rules that cannot act on a model under a guider which knows only a prompt and a negative.
 
     Raises:
-        UserError: rules with branches of their own.
+        UserError: rules with branches of their own, or that differentiate through the denoiser.
     """
     for rule in rules:
+        if rule.may_differentiate():
+            raise UserError(
+                f"the rule {rule.node.name!r} on a model, where the estimate comes without its gradient",
+                expected="it in a guider, which evaluates the model for it",
+                mend="connect the rule to Guider and sample with SamplerCustomAdvanced, or use MPGD, which needs no gradient "
+                "through the model",
+            )
         if rule.branches():
             raise UserError(
                 f"the rule {rule.node.name!r} on a model, where only prompt and negative are evaluated",
                 expected="it in a guider, which evaluates what it asks for",
                 mend="connect the rule to Guider and sample with SamplerCustomAdvanced",
             )
+
+
+def _no_gradient(rules: Sequence[Rule]) -> UserError:
+    names = " and ".join(repr(rule.node.name) for rule in rules if rule.may_differentiate())
+    return UserError(
+        f"{names} where the estimate comes without its gradient with respect to x",
+        expected="a guider that evaluates the model for the rule",
+        mend="connect the rule to Guider and sample with SamplerCustomAdvanced",
+    )
 
 
 class GuidanceRun:
@@ -95,17 +115,26 @@ class GuidanceRun:
         process: what x is.
         sigmas: the run's noise levels (N + 1,), or None if unknown (then every k-th-step gates always act).
         base_scale: w where no rule of the chain brings its own (a host's cfg input); 1 is plain conditional.
+        unscaled: brings estimates (B, ...) to the scale of the model's VAE; None where the host does not know it.
 
     Raises:
         UserError: from :func:`check_chain`.
     """
 
     def __init__(
-        self, rules: Sequence[Rule], process: Process, *, sigmas: Tensor | None = None, base_scale: float = 1.0
+        self,
+        rules: Sequence[Rule],
+        process: Process,
+        *,
+        sigmas: Tensor | None = None,
+        base_scale: float = 1.0,
+        unscaled: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         check_chain(rules)
         self.process = process
         self.sigmas = sigmas
+        self._unscaled = unscaled
+        self._proved = False
         combining = next((rule for rule in rules if rule.stage is Stage.COMBINE), None)
         self.base_scale = float(getattr(combining, "guidance_scale", base_scale))
         self.branches: dict[str, Branch] = {branch.name: branch for rule in rules for branch in rule.branches()}
@@ -159,6 +188,7 @@ class GuidanceRun:
         evaluate: Evaluate,
         *,
         host_combine: Callable[[Step], Tensor] | None = None,
+        differentiable: EvaluateAt | None = None,
     ) -> Tensor:
         """The guided denoised estimate (B, ...).
 
@@ -168,13 +198,38 @@ class GuidanceRun:
             evaluate: called once, with the names of the branches that this step needs: "cond", "uncond" if it does, and names
                 of ``branches``.
             host_combine: how a host combines the branches where the chain has no COMBINE rule; plain CFG without it.
+            differentiable: called in the place of ``evaluate`` at the steps at which a rule differentiates through the denoiser;
+                None if the host cannot.
+
+        Raises:
+            UserError: a rule that differentiates, and a host or a model that cannot; at the first call.
         """
         scale = torch.full_like(sigma, self.base_scale)
-        step = Step(self.process, x, sigma, step_index(sigma, self.sigmas), scale, {})
+        step = Step(self.process, x, sigma, step_index(sigma, self.sigmas), scale, {}, unscaled=self._unscaled)
         for rule_scale in self._open_scale:
             step = step.replace(guidance_scale=rule_scale(step))
 
-        step = step.replace(estimates=evaluate(self._wanted(step)))
+        wanted = self._wanted(step)
+        if self._differentiates(step):
+            if differentiable is None:
+                raise _no_gradient(self._rules)
+            at = differentiable
+            step = recorded(step, lambda live: self._guided(live, at(wanted, live.x, live.sigma), host_combine))
+        else:
+            step = self._guided(step, evaluate(wanted), host_combine)
+        shifts = [shift(step) for shift in self._gradient]
+        return sum(shifts, start=step.denoised)
+
+    def _differentiates(self, step: Step) -> bool:
+        """Whether this step is evaluated under autograd: a rule wants it, or it is the first, at which a model that cannot is refused."""
+        first, self._proved = not self._proved, True
+        return any(rule.may_differentiate() and (first or rule.differentiates(step)) for rule in self._rules)
+
+    def _guided(
+        self, step: Step, estimates: Mapping[str, Tensor], host_combine: Callable[[Step], Tensor] | None
+    ) -> Step:
+        """The step with its guided estimate, before GRADIENT rules."""
+        step = step.replace(estimates=estimates)
         for change in self._branches:
             step = step.replace(estimates={**step.estimates, **change(step)})
         for rule_scale in self._closed_scale if "uncond" in step.estimates else ():
@@ -183,8 +238,7 @@ class GuidanceRun:
         step = step.replace(guided=self._combined(step, host_combine))
         for change in self._post:
             step = step.replace(guided=change(step))
-        shifts = [shift(step) for shift in self._gradient]
-        return sum(shifts, start=step.denoised)
+        return step
 
     def _combined(self, step: Step, host_combine: Callable[[Step], Tensor] | None) -> Tensor:
         if self._combining is not None and self._combine is not None:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..process import expand
 from .base import NodeText, Rule, Stage, Step
-from .gradient import sample_norm
+from .gradient import normal, sample_norm
 from .knobs import Choice, Number
 
 
@@ -110,11 +110,12 @@ class SlidingModeCFG(Rule):
             )
             error = cond - uncond
             if previous is None or previous.shape != error.shape:
-                previous = error
+                previous = error.detach()
+            previous = normal(previous)
             correction = switching_correction(
                 error, previous, slope=self.slope, gain=self.gain, switching=self.switching
             )
-            previous = error + correction
+            previous = (error + correction).detach()
             # D moves by -sigma / (alpha + sigma) for each unit of u
             noise_share = step.sigma / (step.process.alpha(step.sigma) + step.sigma)
             return {"cond": step.cond_denoised - expand(noise_share, error) * correction}

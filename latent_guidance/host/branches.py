@@ -13,6 +13,8 @@ from torch import Tensor
 from ..denoiser import Cond, Denoiser, concat_conds, for_run
 from ..errors import UserError
 from ..guidance import Branch, GuidanceRun
+from ..guidance.gradient import normal, normal_model_
+from ..guidance.run import EvaluateAt
 from ..process import Process
 from .objects import Conditioning, GuiderNode, Model
 
@@ -45,7 +47,7 @@ class Network:
         batch = x.shape[0]
         owners = [name for name in self.branches if name in names for _ in self.branches[name]]
         conds = [_expand(cond, batch) for name in self.branches if name in names for cond in self.branches[name]]
-        many = (torch.cat([x] * len(conds)), sigma.expand(batch).repeat(len(conds)), concat_conds(conds))
+        many = (torch.cat([x] * len(conds)), sigma.expand(batch).repeat(len(conds)), concat_conds(normal(conds)))
         denoiser: Any = self.denoiser
         outputs = denoiser.with_variance(*many) if variance else (denoiser(*many),)
         averaged = []
@@ -68,7 +70,10 @@ class RunDenoiser:
 
     def __init__(self, guider: GuiderNode, sigmas: Tensor) -> None:
         self.process: Process = guider.model.denoiser.process
-        self.run = GuidanceRun(guider.chain, self.process, sigmas=sigmas, base_scale=guider.cfg)
+        factor = guider.model.latent_space.scaling_factor
+        self.run = GuidanceRun(
+            guider.chain, self.process, sigmas=sigmas, base_scale=guider.cfg, unscaled=lambda latents: latents / factor
+        )
         if self.run.may_need_uncond and guider.negative is None:
             raise UserError(
                 "guidance that needs an unconditional estimate, and no negative conditioning",
@@ -91,18 +96,26 @@ class RunDenoiser:
         self.networks = [self.own, *others.values()]
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
-        return self.run(x, sigma, lambda names: self._evaluate(names, x, sigma)[0])
+        return self._guided(x, sigma, lambda names, at, level: self._evaluate(names, at, level)[0])
+
+    def _guided(self, x: Tensor, sigma: Tensor, evaluate: EvaluateAt) -> Tensor:
+        def differentiable(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
+            for network in self.networks:
+                normal_model_(network.denoiser)
+            return evaluate(names, at, level)
+
+        return self.run(x, sigma, lambda names: evaluate(names, x, sigma), differentiable=differentiable)
 
     def with_variance(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
         """The guided estimate and the conditional branch's learned variance."""
         variances: list[Tensor] = []
 
-        def evaluate(names: tuple[str, ...]) -> Mapping[str, Tensor]:
-            estimates, variance = self._evaluate(names, x, sigma, variance=True)
-            variances.append(variance["cond"])
+        def evaluate(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
+            estimates, variance = self._evaluate(names, at, level, variance=True)
+            variances.append(variance["cond"].detach())
             return estimates
 
-        return self.run(x, sigma, evaluate), variances[0]
+        return self._guided(x, sigma, evaluate), variances[0]
 
     def _evaluate(
         self, names: tuple[str, ...], x: Tensor, sigma: Tensor, *, variance: bool = False

@@ -98,10 +98,11 @@ class VAE:
             posterior = self.network.encode(image.to(self.device, self.dtype)).latent_dist
         return posterior.sample(generator=generator) if sample else posterior.mode()
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, *, clamp: bool = True) -> Tensor:
         """Unscaled latents (B, latent_channels, h, w) -> pictures (B, 3, h * ratio, w * ratio), clamped to [-1, 1].
 
-        Gradients flow through (outside ``torch.no_grad``), so that losses on decoded pictures can use it.
+        Gradients flow through (outside ``torch.no_grad``), so that losses on decoded pictures can use it; ``clamp=False`` for those,
+        since nothing flows back from what was clamped.
 
         Raises:
             UserError: The latents have another number of channels, or are too small.
@@ -114,7 +115,8 @@ class VAE:
             )
         if min(latent.shape[-2:]) < self.smallest:
             raise too_small("VAE", latent.shape[-2], latent.shape[-1], self.smallest, ratio=self.spatial_ratio)
-        return self.network.decode(latent.to(self.device, self.dtype)).sample.clamp(-1, 1)
+        pictures = self.network.decode(latent.to(self.device, self.dtype)).sample
+        return pictures.clamp(-1, 1) if clamp else pictures
 
 
 def new_vae(config: Mapping[str, Any]) -> VAE:

@@ -54,6 +54,10 @@ class Runtime(Protocol):
         """IMAGE of unscaled latents."""
         ...
 
+    def decoder(self, vae: Any) -> Any:
+        """A VAE as guidance rules see it: a Decoder (see the library's guidance.decoding), through which gradients flow."""
+        ...
+
     def make_guider(self, model: Any, positive: Any, negative: Any | None, rules: Sequence[Any]) -> Any:
         """GUIDER that applies ``rules``."""
         ...

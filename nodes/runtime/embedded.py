@@ -135,6 +135,10 @@ def decode_latent(vae: Vae, samples: Tensor) -> Tensor:
     return vae.decode(samples)
 
 
+def decoder(vae: Vae) -> Any:
+    return vae.autoencoder
+
+
 def make_guider(model: Model, positive: Any, negative: Any | None, rules: Sequence[Any]) -> GuiderNode:
     from ...latent_guidance.host.branches import check_model
     from ...latent_guidance.host.objects import GuiderNode

@@ -20,7 +20,17 @@ PROCESSES = [VE_SCALED, RECTIFIED_FLOW]
 SIGMAS = torch.tensor([0.9, 0.6, 0.3], dtype=torch.float64)
 ON_ESTIMATES = [rule for rule in RULES if rule.stage is not Stage.STEP]
 
-FAKES: dict[str, Any] = {"CONDITIONING": [["a prompt", {}]], "MODEL": object()}
+
+class Towards:
+    """A loss as anyone may write it: half the squared distance to one value."""
+
+    space = "latent"
+
+    def __call__(self, estimate: Tensor) -> Tensor:
+        return (estimate - 0.7).square().flatten(1).sum(dim=1) / 2
+
+
+FAKES: dict[str, Any] = {"CONDITIONING": [["a prompt", {}]], "MODEL": object(), "LG_LOSS": Towards()}
 """What stands in sockets whose objects rules never look into."""
 
 
@@ -30,7 +40,7 @@ def make(rule_class: type[Rule], **values: Any) -> Rule:
     for name, knob in knobs(rule_class).items():
         if isinstance(knob, Socket) and knob.type == "LG_CLASSIFIER":
             given[name] = SmallClassifier()
-        elif isinstance(knob, Socket) and knob.type in FAKES:
+        elif isinstance(knob, Socket) and knob.type in FAKES and not knob.optional:
             given[name] = FAKES[knob.type]
         elif isinstance(knob, Text) and not default(rule_class, name):
             given[name] = "cat"
@@ -53,8 +63,18 @@ def estimates_of(names: tuple[str, ...], x: Tensor, apart: float = 1.0) -> dict[
     return {name: own[name] if apart == 1 else cond + apart * (own[name] - cond) for name in names}
 
 
+def called(run: GuidanceRun, x: Tensor, sigma: Tensor, apart: float = 1.0) -> Tensor:
+    """One call, in which the estimates of :func:`estimates_of` are the model's, differentiable if a rule asks for it."""
+    return run(
+        x,
+        sigma,
+        lambda names: estimates_of(names, x, apart),
+        differentiable=lambda names, at, level: estimates_of(names, at, apart),
+    )
+
+
 def guided(rules: list[Rule], process: Process, x: Tensor, sigma: Tensor = SIGMAS) -> Tensor:
-    return GuidanceRun(rules, process)(x, sigma, lambda names: estimates_of(names, x))
+    return called(GuidanceRun(rules, process), x, sigma)
 
 
 def along(rules: list[Rule], process: Process, levels: list[Tensor]) -> list[Tensor]:
@@ -62,14 +82,14 @@ def along(rules: list[Rule], process: Process, levels: list[Tensor]) -> list[Ten
     run, out = GuidanceRun(rules, process), []
     for i, sigma in enumerate(levels):
         x = latents() / (1 + i)
-        out.append(run(x, sigma, lambda names, x=x: estimates_of(names, x)))
+        out.append(called(run, x, sigma))
     return out
 
 
 def two_calls(rules: list[Rule], process: Process, x: Tensor, sigma: Tensor, apart: float) -> Tensor:
     """Two calls of one run, for rules that remember; the branches are ``apart`` times as far apart as those of :func:`guided`."""
     run = GuidanceRun(rules, process)
-    return torch.stack([run(x, sigma, lambda names: estimates_of(names, x, apart)) for _ in range(2)])
+    return torch.stack([called(run, x, sigma, apart) for _ in range(2)])
 
 
 def chain(rule: Rule) -> list[Rule]:
@@ -126,7 +146,12 @@ class TestEveryRuleOnEstimates:
         x = latents()
         same = torch.tanh(x)
         run = GuidanceRun(chain(make(rule_class)), process)
-        out = run(x, SIGMAS, lambda names: dict.fromkeys(names, same))
+        out = run(
+            x,
+            SIGMAS,
+            lambda names: dict.fromkeys(names, same),
+            differentiable=lambda names, at, level: dict.fromkeys(names, torch.tanh(at)),
+        )
         assert torch.isfinite(out).all()
         if rule_class.stage is not Stage.GRADIENT:
             torch.testing.assert_close(out, same, rtol=1e-12, atol=1e-12)

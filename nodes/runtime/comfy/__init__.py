@@ -87,6 +87,12 @@ def decode_latent(vae: Any, samples: Tensor) -> Tensor:
     return decode(vae, samples)
 
 
+def decoder(vae: Any) -> Any:
+    from .decoder import Decoder
+
+    return Decoder(vae)
+
+
 def make_guider(model: Any, positive: Any, negative: Any | None, rules: Sequence[Any]) -> Any:
     from .guider import make_guider
 

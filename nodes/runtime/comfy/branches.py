@@ -120,10 +120,12 @@ class OtherModel:
             comfy.samplers.cast_to_load_options(options, device=self.patcher.offload_device)
             self.patcher.cleanup()
 
-    def evaluate(self, names: Sequence[str], x: Tensor, sigma: Tensor) -> dict[str, Tensor]:
-        """The estimates (B, ...) of those of ``names`` that are this model's, in one call."""
+    def evaluate(
+        self, names: Sequence[str], x: Tensor, sigma: Tensor, fit: Callable[[Any], Any] = lambda conds: conds
+    ) -> dict[str, Tensor]:
+        """The estimates (B, ...) of those of ``names`` that are this model's, in one call; ``fit`` prepares processed conditions."""
         mine = [name for name in names if name in self.conds]
-        conds = [self._ready[self.conds[name]] for name in mine]
+        conds = [fit(self._ready[self.conds[name]]) for name in mine]
         out = comfy.samplers.calc_cond_batch(self.patcher.model, conds, x, sigma, self._options) if mine else []
         return dict(zip(mine, out, strict=True))
 

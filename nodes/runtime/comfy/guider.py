@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import comfy.latent_formats
@@ -24,6 +25,7 @@ from ....latent_guidance.guidance.cfg import cfg
 from ....latent_guidance.process import VE_SCALED, Process, process_from_alpha
 from .branches import OtherModel, check_hooks, check_model, other_models, own_conditions
 from .branches import evaluate as evaluate_branches
+from .gradients import normal_conds, through, unscaled
 
 MARKS = "latent_guidance"
 """Key in model_options and additional_models under which the pack keeps its own."""
@@ -115,9 +117,9 @@ def _one_run(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -> C
         here = open_runs[-1] if open_runs else {}
         if "run" not in here:
             sigmas = model_options.get("transformer_options", {}).get("sample_sigmas")
-            here["run"] = GuidanceRun(
-                rules, process_of(real_model.model_sampling), sigmas=sigmas, base_scale=base_scale
-            )
+            process = process_of(real_model.model_sampling)
+            to_vae = partial(unscaled, real_model) if hasattr(real_model, "latent_format") else None
+            here["run"] = GuidanceRun(rules, process, sigmas=sigmas, base_scale=base_scale, unscaled=to_vae)
         return here["run"]
 
     wrapper = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
@@ -196,21 +198,33 @@ class Guider(comfy.samplers.CFGGuider):
         always = bool(options.get("disable_cfg1_optimization")) and negative is not None
         seen: dict[str, Any] = {"conds": [positive, None]}
 
-        def evaluate(names: tuple[str, ...]) -> Mapping[str, Tensor]:
-            conds = [positive, negative if always or "uncond" in names else None]
-            arguments = {"conds": conds, "input": x, "sigma": timestep, "model": model, "model_options": options}
+        def evaluate(
+            names: tuple[str, ...], at: Tensor, level: Tensor, fit: Callable[[Any], Any] = lambda conds: conds
+        ) -> Mapping[str, Tensor]:
+            conds = [fit(positive), fit(negative) if always or "uncond" in names else None]
+            arguments = {"conds": conds, "input": at, "sigma": level, "model": model, "model_options": options}
             theirs = {name for other in self.others for name in other.conds}
-            own = {name: self.conds[name] for name in names if name in self.conds and name not in theirs}
-            out, further = evaluate_branches(model, conds, own, x, timestep, options)
+            own = {name: fit(self.conds[name]) for name in names if name in self.conds and name not in theirs}
+            out, further = evaluate_branches(model, conds, own, at, level, options)
             for other in self.others:
-                further |= other.evaluate(names, x, timestep)
+                further |= other.evaluate(names, at, level, fit)
             for hook in options.get("sampler_pre_cfg_function", []):
-                out = hook({**arguments, "conds_out": out, "cond_scale": run.base_scale, "timestep": timestep})
-            seen.update(conds=conds, out=out)
+                out = hook({**arguments, "conds_out": out, "cond_scale": run.base_scale, "timestep": level})
+            seen.update(conds=conds, out=[estimate.detach() for estimate in out])
             return {"cond": out[0], **further} | ({} if conds[1] is None else {"uncond": out[1]})
 
+        def differentiable(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
+            with ExitStack() as stack:
+                for network in (model, *(other.patcher.model for other in self.others)):
+                    stack.enter_context(through(network))
+                return evaluate(names, at, level, normal_conds)
+
         denoised = run(
-            x, timestep, evaluate, host_combine=lambda step: _host_combination(step, model, options, seen["conds"])
+            x,
+            timestep,
+            lambda names: evaluate(names, x, timestep),
+            host_combine=lambda step: _host_combination(step, model, options, seen["conds"]),
+            differentiable=differentiable,
         )
         for hook in options.get("sampler_post_cfg_function", []):
             denoised = hook(

@@ -1,0 +1,41 @@
+"""Ready-made losses for x0-space guidance, one per file, and what a loss is (:mod:`.base`)."""
+
+from __future__ import annotations
+
+from .base import SPACES, Loss, ReadyLoss, loss_values, name_of, networks_of, parts_of
+from .class_label import ClassLabel
+from .edges import SketchEdges
+from .masked import MaskedLoss
+from .palette import ColourPalette
+from .reference import ReferenceLatent
+from .symmetry import Symmetry
+from .weighted_sum import WeightedSum
+
+LOSSES: tuple[type[ReadyLoss], ...] = (
+    ReferenceLatent,
+    ColourPalette,
+    SketchEdges,
+    Symmetry,
+    ClassLabel,
+    MaskedLoss,
+    WeightedSum,
+)
+"""Every ready-made loss there is, in menu order. A new one is a file in this folder and a line here."""
+
+__all__ = [
+    "LOSSES",
+    "SPACES",
+    "ClassLabel",
+    "ColourPalette",
+    "Loss",
+    "MaskedLoss",
+    "ReadyLoss",
+    "ReferenceLatent",
+    "SketchEdges",
+    "Symmetry",
+    "WeightedSum",
+    "loss_values",
+    "name_of",
+    "networks_of",
+    "parts_of",
+]

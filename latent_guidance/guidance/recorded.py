@@ -1,0 +1,58 @@
+"""A step whose estimate is evaluated under autograd once, so that rules can differentiate through the denoiser.
+
+The gradient of a loss at the guided estimate D with respect to x is J^T g: g is the loss's gradient at D as a leaf, and J the Jacobian
+of D with respect to x. So a rule works out g by itself (cheap, without the network), and only J^T passes through it; a chain of
+rules shares the one graph, and steps at which no rule wants it are evaluated without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..process import expand
+from .base import Step
+
+
+def recorded(step: Step, guide: Callable[[Step], Step]) -> Step:
+    """``guide(step)``, which evaluates the network and combines the branches, with a ``pull_back`` and nothing else attached to a graph.
+
+    Args:
+        step: with an x (B, ...) of any autograd mode.
+        guide: is given the step with an x that requires a gradient, outside inference mode; answers it with ``guided``.
+
+    Raises:
+        UserError: an estimate that does not depend on x as far as autograd knows.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = step.x.detach().clone().requires_grad_()
+        fresh = {"sigma": step.sigma.clone(), "guidance_scale": step.guidance_scale.clone()}
+        live = guide(step.replace(x=leaf, **fresh))
+        guided = live.denoised
+    if not guided.requires_grad:
+        raise UserError(
+            "a model whose estimate has no gradient with respect to x",
+            expected="a model that autograd can pass through, for guidance through the denoiser",
+            mend="use a rule at the estimate itself, such as MPGD, or a model that is not compiled or quantised for inference",
+        )
+
+    def pull_back(gradient: Tensor) -> Tensor:
+        return _pulled(gradient, guided, leaf)
+
+    plain = {name: estimate.detach() for name, estimate in live.estimates.items()}
+    fields = {"x": step.x, "sigma": step.sigma, "guidance_scale": live.guidance_scale.detach()}
+    return live.replace(**fields, estimates=plain, guided=guided.detach(), pull_back=pull_back)
+
+
+def _pulled(gradient: Tensor, guided: Tensor, leaf: Tensor) -> Tensor:
+    """J^T gradient (B, ...), with each sample's gradient brought to a largest value of 1 on its way, so that half precision holds it."""
+    with torch.inference_mode(False):
+        gradient = gradient.detach().clone().to(guided.dtype)
+        peak = gradient.flatten(1).abs().amax(dim=1)
+        usable = (peak > 0) & torch.isfinite(peak)
+        peak = torch.where(usable, peak, torch.ones_like(peak))
+        (pulled,) = torch.autograd.grad(guided, leaf, gradient / expand(peak, gradient), retain_graph=True)
+        return pulled.detach() * expand(peak, pulled).to(pulled)
