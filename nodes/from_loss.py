@@ -6,7 +6,7 @@ from typing import Any, ClassVar, cast
 
 from ..latent_guidance.guidance.knobs import Socket, default, knobs
 from ..latent_guidance.guidance.losses import ReadyLoss
-from .from_rule import tooltip_zh, input_of, taken
+from .from_rule import input_of, taken, tooltip_zh
 
 CATEGORY = "latent guidance/guidance/losses"
 

@@ -76,6 +76,8 @@ class Step:
         pull_back: at GRADIENT, where a rule of the chain differentiates through the denoiser at this step: takes a gradient with
             respect to the guided estimate (B, ...) to the one with respect to x (B, ...). None elsewhere.
         unscaled: brings estimates (B, ...) to the scale of the model's VAE; None where the host does not know it.
+        note: takes a number per sample that the rule came by anyway and a report should show, ``note("probability", (B,))``;
+            None where nobody keeps a report, so that nothing is computed for it.
     """
 
     process: Process
@@ -87,6 +89,7 @@ class Step:
     guided: Tensor | None = None
     pull_back: Callable[[Tensor], Tensor] | None = None
     unscaled: Callable[[Tensor], Tensor] | None = None
+    note: Callable[[str, Tensor], None] | None = None
 
     @property
     def cond_denoised(self) -> Tensor:
@@ -160,6 +163,8 @@ class Rule:
     """Branches besides "cond" that the rule cannot do without: a subset of {"uncond"}."""
     looks_at_branches: ClassVar[bool] = False
     """It compares the two branches at every step that has both. A SCALE rule that does is asked a second time, with them."""
+    may_spare: ClassVar[bool] = False
+    """It may find, by what it saw in a run, that a later step needs no second branch; so what a run costs is known as a bound only."""
     uses_uncond: ClassVar[bool] = True
     """Of a COMBINE rule: it goes from the unconditional estimate. One that does not never has it evaluated."""
 

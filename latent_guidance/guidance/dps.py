@@ -3,10 +3,13 @@ r"""DPS: a loss's gradient with respect to x, through the denoiser.
     x_{t-1} -= zeta / sqrt(L(D)) * grad_{x_t} L(D(x_t))                                 (paper, eq. 15-16 and Algorithm 1)
     D -= s sigma^2 / alpha * grad_x L(D(x))                                             (score form)
 
-Reference: arXiv 2209.14687, Algorithm 1 and sec. 3.3 (zeta_i = zeta' / ||y - A(x0)||); the score form is its eq. 11, where L(D) = -log p(y | x0 = D) stands for
+Reference: arXiv 2209.14687, Algorithm 1 and sec. 3.3 (zeta_i = zeta' / ||y - A(x0)||); the score form is its eq. 11, where L(D) =
+-log p(y | x0 = D) stands for
 -log p(y | x), which is biased wherever the posterior of x0 has a width (see tests/guidance/test_x0_oracles.py for how much on a Gaussian).
-Space: x in VP coordinates. Scaling *paper* is the first form, with the loss in the place of ||y - A(x0)||^2, and adds to D what makes an Euler or
-DDIM step end zeta / sqrt(L) grad L lower: divided by 1 - sigma_next / sigma, exactly; the paper's own sampler is DDPM's, under which the step
+Space: x in VP coordinates. Scaling *paper* is the first form, with the loss in the place of ||y - A(x0)||^2, and adds to D what
+makes an Euler or
+DDIM step end zeta / sqrt(L) grad L lower: divided by 1 - sigma_next / sigma, exactly; the paper's own sampler is DDPM's, under
+which the step
 ends about there. *score* is the second, which is right for a loss that is a negative log-likelihood, and for every sampler.
 
 The gradient passes through everything that made the guided estimate: all branches, and the rules before GRADIENT.
@@ -44,7 +47,8 @@ class DPS(LossRule):
         name_zh="DPS（穿过去噪器的损失引导）",
         description="Pulls the picture towards a loss by its gradient with respect to x, through the diffusion model. Each step at which "
         "it acts takes about three times as long and the memory of a training step; window and every_k bound both. In Guider only.",
-        description_zh="用损失对 x 的梯度（穿过扩散模型）把画面拉向目标。起作用的每一步约需三倍时间和训练一步的显存；可用 sigma 窗口和“每 k 步”限制。仅用于引导器。",
+        description_zh="用损失对 x 的梯度（穿过扩散模型）把画面拉向目标。起作用的每一步约需三倍时间和训练一步的显存；"
+        "可用 sigma 窗口和“每 k 步”限制。仅用于引导器。",
         search_aliases=("DPS", "diffusion posterior sampling", "loss guidance", "inverse problem", "through the UNet"),
     )
 
@@ -68,7 +72,8 @@ class DPS(LossRule):
             label_zh="强度换算",
             help="relative: the pull is guidance_scale times as long as x - denoised; paper: zeta', divided by the root of the loss; "
             "score: the loss is taken as a negative log-likelihood, 1 is Bayes' rule.",
-            help_zh="relative：拉力长度为 x - denoised 的 guidance_scale 倍；paper：论文的 zeta'，除以损失的平方根；score：把损失当作负对数似然，1 即贝叶斯公式。",
+            help_zh="relative：拉力长度为 x - denoised 的 guidance_scale 倍；"
+            "paper：论文的 zeta'，除以损失的平方根；score：把损失当作负对数似然，1 即贝叶斯公式。",
         ),
     ] = "relative"
 

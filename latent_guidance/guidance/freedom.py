@@ -3,11 +3,14 @@ r"""FreeDoM: an energy's gradient with respect to x, through the denoiser, with 
     x_{t-1} -= rho_t * grad_{x_t} E(D(x_t))
     rho_t = rho sqrt(alpha_bar_t),  or  rho ||w (eps_c - eps_u)|| / ||grad E|| * 0.2    (code of the authors)
 
-Reference: arXiv 2303.09833, Algorithm 1 and eq. 14; rho_t is left open there ("learning rate"), the two forms are those of the authors' code for
+Reference: arXiv 2303.09833, Algorithm 1 and eq. 14; rho_t is left open there ("learning rate"), the two forms are those of the
+authors' code for
 pixel models (with sqrt(alpha_bar)) and for Stable Diffusion (by the size of the CFG correction). Its time travel is a sampler's
 option (recurrence), not part of the rule.
-Space: x in VP coordinates. What is added to D makes an Euler or DDIM step end rho_t grad E lower, exactly: divided by 1 - sigma_next / sigma.
-Deviation: norms are per sample (the authors' code takes them over the batch), and without a negative estimate the correction form adds nothing.
+Space: x in VP coordinates. What is added to D makes an Euler or DDIM step end rho_t grad E lower, exactly: divided by 1 -
+sigma_next / sigma.
+Deviation: norms are per sample (the authors' code takes them over the batch), and without a negative estimate the correction form
+adds nothing.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ class FreeDoM(LossRule):
         name_zh="FreeDoM（能量引导）",
         description="Pulls the picture towards a loss through the diffusion model, with a strength that grows as the noise goes, or one "
         "measured by the CFG correction. About three times the time of a step at which it acts. In Guider only.",
-        description_zh="穿过扩散模型把画面拉向损失，强度随噪声减小而增大，或按 CFG 修正量的大小确定。起作用的步骤约需三倍时间。仅用于引导器。",
+        description_zh="穿过扩散模型把画面拉向损失，强度随噪声减小而增大，或按 CFG "
+        "修正量的大小确定。起作用的步骤约需三倍时间。仅用于引导器。",
         search_aliases=("FreeDoM", "energy guidance", "training-free", "loss guidance", "through the UNet"),
     )
 
@@ -60,9 +64,11 @@ class FreeDoM(LossRule):
         Choice(
             options=("relative", "signal", "correction"),
             label_zh="强度换算",
-            help="relative: the pull is guidance_scale times as long as x - denoised; signal: rho sqrt(alpha_bar) times the gradient; correction: a "
+            help="relative: the pull is guidance_scale times as long as x - denoised; signal: rho sqrt(alpha_bar) times the "
+            "gradient; correction: a "
             "fifth of rho times the length of the CFG correction (0 where there is no CFG).",
-            help_zh="relative：拉力长度为 x - denoised 的 guidance_scale 倍；signal：梯度乘以 rho sqrt(alpha_bar)；correction：长度为 CFG 修正量的 rho/5（没有 CFG 时为 0）。",
+            help_zh="relative：拉力长度为 x - denoised 的 guidance_scale 倍；signal：梯度乘以 rho "
+            "sqrt(alpha_bar)；correction：长度为 CFG 修正量的 rho/5（没有 CFG 时为 0）。",
         ),
     ] = "relative"
 

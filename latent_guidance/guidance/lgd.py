@@ -3,10 +3,13 @@ r"""LGD-MC: the loss averaged over a Gaussian around the estimate, and its gradi
     D -= w sigma^2 / alpha * grad_x l~(D(x)),     l~(D) = -log 1/n sum_i exp(-l(D + r z_i))
     r = sigma / sqrt(alpha^2 + sigma^2)
 
-Reference: Song et al., "Loss-Guided Diffusion Models for Plug-and-Play Controllable Generation" (ICML 2023), eq. 8-10 and sec. 4.1 (r_t = sigma_t / sqrt(1 + sigma_t^2)), and
+Reference: Song et al., "Loss-Guided Diffusion Models for Plug-and-Play Controllable Generation" (ICML 2023), eq. 8-10 and sec. 4.1
+(r_t = sigma_t / sqrt(1 + sigma_t^2)), and
 arXiv 2409.15761, sec. 3.2 (the same as "implicit dynamics").
-Space: x, in the score form. p(x0 | x) is taken as N(D, r^2), which is right for data of unit variance without structure: on such a Gaussian the
-loss of a Gaussian measurement is guided exactly as n grows, where DPS (r = 0) is biased (tests/guidance/test_x0_oracles.py). *spread* scales r; at 0 this is DPS
+Space: x, in the score form. p(x0 | x) is taken as N(D, r^2), which is right for data of unit variance without structure: on such a
+Gaussian the
+loss of a Gaussian measurement is guided exactly as n grows, where DPS (r = 0) is biased (tests/guidance/test_x0_oracles.py).
+*spread* scales r; at 0 this is DPS
 in its score form.
 """
 
@@ -31,7 +34,8 @@ class LossGuidedDiffusion(LossRule):
         id="LGLossGuidedDiffusion",
         name="LGD-MC (Smoothed Loss)",
         name_zh="LGD-MC（平滑损失引导）",
-        description="As DPS, with the loss looked at in several places around the estimate, which steadies it at high noise. The loss and the VAE "
+        description="As DPS, with the loss looked at in several places around the estimate, which steadies it at high noise. The "
+        "loss and the VAE "
         "are paid for once for each draw. In Guider only.",
         description_zh="与 DPS 相同，但在估计附近的多个位置观察损失，高噪声时更稳定。损失和 VAE 的开销按抽样数增加。仅用于引导器。",
         search_aliases=("LGD", "loss-guided diffusion", "Monte Carlo", "plug and play", "through the UNet"),
@@ -55,7 +59,8 @@ class LossGuidedDiffusion(LossRule):
         Choice(
             options=("relative", "score"),
             label_zh="强度换算",
-            help="relative: the pull is guidance_scale times as long as x - denoised; score: the loss is taken as a negative log-likelihood, 1 is "
+            help="relative: the pull is guidance_scale times as long as x - denoised; score: the loss is taken as a negative "
+            "log-likelihood, 1 is "
             "Bayes' rule.",
             help_zh="relative：拉力长度为 x - denoised 的 guidance_scale 倍；score：把损失当作负对数似然，1 即贝叶斯公式。",
         ),

@@ -6,7 +6,8 @@ r"""MPGD: a loss's gradient at the denoised estimate as a leaf, without a pass b
 Reference: arXiv 2311.16424, Algorithm 1 with eq. 9 (the shortcut), and Algorithm 3 for latent diffusion (MPGD-LDM), where D is a latent
 and L looks at what the VAE decodes of it.
 Space: the denoised estimate. In the paper's step eps stays that of the unguided estimate, so that the next x moves by all of c grad L;
-scaling *raw* adds to D what makes an Euler or DDIM step end there: c grad L * alpha_next / (1 - sigma_next / sigma), exactly; under other samplers
+scaling *raw* adds to D what makes an Euler or DDIM step end there: c grad L * alpha_next / (1 - sigma_next / sigma), exactly; under
+other samplers
 it is about that. *estimate* moves D itself by c grad L, and eps with it: the limit of the former on the last step, and the same for
 every sampler and step count.
 
@@ -59,7 +60,8 @@ class MPGD(LossRule):
             label_zh="强度换算",
             help="relative: the pull is guidance_scale times as long as x - denoised; raw: the paper's c, for Euler and DDIM steps; "
             "estimate: c at the estimate itself, whatever the sampler.",
-            help_zh="relative：拉力长度为 x - denoised 的 guidance_scale 倍；raw：论文中的 c（用于 Euler 和 DDIM）；estimate：直接作用于估计，与采样器无关。",
+            help_zh="relative：拉力长度为 x - denoised 的 guidance_scale 倍；raw："
+            "论文中的 c（用于 Euler 和 DDIM）；estimate：直接作用于估计，与采样器无关。",
         ),
     ] = "relative"
 

@@ -5,13 +5,16 @@ r"""TFG: the unified form of training-free guidance, of which MPGD, FreeDoM, LGD
     x_{t-1} = Sample(x_t, x0, t) + delta_t / sqrt(alpha_t) + sqrt(alpha_bar_{t-1}) delta_0
     log f~(x0) = log 1/n sum_i exp(-l(x0 + gamma sqrt(1 - alpha_bar_t) z_i))            (implicit dynamics)
 
-with alpha_t = alpha_bar_t / alpha_bar_{t-1}, and rho_t, mu_t constant over a run, or in proportion to alpha_t (*increase*) or 1 - alpha_t (*decrease*), with the
+with alpha_t = alpha_bar_t / alpha_bar_{t-1}, and rho_t, mu_t constant over a run, or in proportion to alpha_t (*increase*) or 1 -
+alpha_t (*decrease*), with the
 knob as their mean.
 
 Reference: arXiv 2409.15761, Algorithm 1, eq. 5-7 and sec. 4.1 (schedules); its N_recur is a sampler's option (recurrence).
-Space: x in VP coordinates and x0. What is added to D makes an Euler or DDIM step end where the algorithm does, exactly: what the next x gains, divided
+Space: x in VP coordinates and x0. What is added to D makes an Euler or DDIM step end where the algorithm does, exactly: what the
+next x gains, divided
 by 1 - sigma_next / sigma. Settings: mean_scale 0 and gamma 0 is FreeDoM's form, guidance_scale 0 and one iteration is MPGD (raw).
-With scaling *relative* the variance part is guidance_scale times as long as x - D, and each iteration mean_scale times. Deviation: the draws z_i are shared
+With scaling *relative* the variance part is guidance_scale times as long as x - D, and each iteration mean_scale times. Deviation:
+the draws z_i are shared
 by a batch; gradients are clipped by the knob clip, off by default (the authors' code always clips).
 """
 
@@ -56,9 +59,11 @@ class TrainingFreeGuidance(LossRule):
         id="LGTrainingFreeGuidance",
         name="TFG (Unified Training-Free Guidance)",
         name_zh="TFG（统一的免训练引导）",
-        description="Pulls towards a loss through the diffusion model and at the estimate itself, with the loss smoothed: the unified form of which "
+        description="Pulls towards a loss through the diffusion model and at the estimate itself, with the loss smoothed: the "
+        "unified form of which "
         "MPGD, FreeDoM and LGD are settings. With guidance_scale 0 nothing goes through the model.",
-        description_zh="同时穿过扩散模型并在估计处拉向（平滑后的）损失：MPGD、FreeDoM、LGD 都是它的特例。guidance_scale 为 0 时不经过扩散模型。",
+        description_zh="同时穿过扩散模型并在估计处拉向（平滑后的）损失：MPGD、FreeDoM、LGD "
+        "都是它的特例。guidance_scale 为 0 时不经过扩散模型。",
         search_aliases=("TFG", "training-free guidance", "unified", "mean guidance", "variance guidance"),
     )
 
@@ -136,7 +141,8 @@ class TrainingFreeGuidance(LossRule):
         Choice(
             options=("increase", "constant", "decrease"),
             label_zh="强度随步变化",
-            help="How rho and mu change over the run: grow as the noise goes (the paper's choice), stay, or fall; their mean is the knob's.",
+            help="How rho and mu change over the run: grow as the noise goes "
+            "(the paper's choice), stay, or fall; their mean is the knob's.",
             help_zh="rho 与 mu 在采样过程中的变化：随噪声减小而增大（论文的选择）、不变或减小；平均值等于所设数值。",
         ),
     ] = "increase"

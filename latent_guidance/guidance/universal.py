@@ -3,7 +3,8 @@ r"""Universal guidance: a step through the denoiser, and steps of gradient desce
     eps += s sqrt(1 - alpha_bar) grad_{x_t} l(D(x_t))                                   (forward)
     delta = m steps of gradient descent on l(D + delta), from 0;     D += delta         (backward)
 
-Reference: arXiv 2302.07121, Algorithm 1 with eq. 6 (forward), eq. 7 and 9 (backward: eps -= sqrt(alpha_bar / (1 - alpha_bar)) delta, which is D += delta). Its
+Reference: arXiv 2302.07121, Algorithm 1 with eq. 6 (forward), eq. 7 and 9 (backward: eps -= sqrt(alpha_bar / (1 - alpha_bar))
+delta, which is D += delta). Its
 per-step self-recurrence is a sampler's option.
 Space: forward in eps (VP coordinates), the score form; backward in the denoised estimate, with eps following. Both start from the unguided
 estimate, as in the algorithm; plain gradient descent, as in the paper's text (the authors' code takes Adam).
@@ -34,7 +35,8 @@ class UniversalGuidance(LossRule):
         name_zh="通用引导（Universal Guidance）",
         description="Pulls towards a loss through the diffusion model, and then by some steps of descent at the estimate itself. With "
         "guidance_scale 0 nothing goes through the model. In Guider; with guidance_scale 0 also in Apply Guidance to Model.",
-        description_zh="先穿过扩散模型拉向损失，再在估计处做若干步梯度下降。guidance_scale 为 0 时不经过扩散模型，此时也可用于“应用引导到模型”。",
+        description_zh="先穿过扩散模型拉向损失，再在估计处做若干步梯度下降。guidance_scale "
+        "为 0 时不经过扩散模型，此时也可用于“应用引导到模型”。",
         search_aliases=("universal guidance", "forward", "backward", "loss guidance", "training-free"),
     )
 

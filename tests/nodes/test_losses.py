@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -58,7 +56,6 @@ def test_a_leaf_rule_acts_on_a_model_and_one_through_the_denoiser_is_refused_the
 
 
 def test_a_vae_of_other_latents_is_refused_before_the_first_step(embedded: Nodes) -> None:
-    things = everything(embedded)
     (loss,) = call(embedded, "LGLossPalette")
     with pytest.raises(UserError, match="without a VAE"):
         call(embedded, "LGMPGD", loss=loss)

@@ -2,7 +2,8 @@ r"""A sketch: the picture's edges are pulled towards those of a drawing or of an
 
     loss(D) = 1/2 sum_pixels (e(D) - e_s)^2,     e = sqrt(g_x^2 + g_y^2 + 0.01) - 0.1
 
-with g_x, g_y the Sobel derivatives of the brightness. e_s are the edges of the sketch, measured in the same way (*edges*), or its dark strokes on
+with g_x, g_y the Sobel derivatives of the brightness. e_s are the edges of the sketch, measured in the same way (*edges*), or its
+dark strokes on
 white, each stroke an edge of full strength (*strokes*).
 
 Reference: arXiv 2211.13752 (sketch-guided diffusion). Deviation: there a small network reads edges off the UNet's features; here they are

@@ -1,6 +1,6 @@
 r"""Symmetry: the picture is pulled towards its own mirror image.
 
-    loss(D) = 1/4 sum (D - M D)^2
+    loss(D) = 1/8 sum (D - M D)^2
 
 with M the mirror. At scale 1 a step along its gradient gives exactly the mean of D and its mirror image.
 
@@ -47,4 +47,4 @@ class Symmetry(ReadyLoss):
 
     def __call__(self, estimate: Tensor) -> Tensor:
         """(B,) of pictures or latents (B, ..., H, W)."""
-        return sum_over((estimate - torch.flip(estimate, _FLIPPED[self.kind])).square()) / 4
+        return sum_over((estimate - torch.flip(estimate, _FLIPPED[self.kind])).square()) / 8

@@ -42,7 +42,8 @@ def _control(control: Any) -> Any:
 
 @contextmanager
 def through(model: Any) -> Iterator[None]:
-    """In this context autograd can pass through a BaseModel: its tensors are normal, and its parameters collect no gradient of their own."""
+    """In this context autograd can pass through a BaseModel: its tensors are normal, and its parameters collect no gradient of
+    their own."""
     normal_parameters_(model)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in learning:
