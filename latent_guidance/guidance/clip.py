@@ -152,8 +152,9 @@ class NoisyCLIPGuidance(NoisyNetworkRule):
             min=0.0,
             max=10.0,
             step=0.05,
+            neutral=0.0,
             label_zh="远离权重",
-            help="How much the text to go away from counts beside the target: 0 is not at all, 1 as much.",
+            help="How much the text to go away from counts beside the target: 1 is as much, 0 not at all.",
             help_zh="“远离文字”相对目标文字的权重：0 表示不计，1 表示同等。",
         ),
     ] = 1.0

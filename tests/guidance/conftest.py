@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ class SmallCLIP:
         return SmallCLIP(replace(self.config, **changes))
 
 
-def prompt(seed: int = 0) -> list[list[object]]:
+def prompt(seed: int = 0) -> list[list[Any]]:
     """A CONDITIONING of one encoded prompt, for SmallCLIP."""
     return [[drawn(1, 5, 6, seed=seed), {}]]
 

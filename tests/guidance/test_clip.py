@@ -87,7 +87,7 @@ def test_several_prompts_count_equally_and_a_tensor_of_tokens_will_do(clip: Smal
     first, second = prompt(), prompt(seed=4)
     both = shift_of(rule_of(clip, target=first + second))
     torch.testing.assert_close(both, (shift_of(rule_of(clip)) + shift_of(rule_of(clip, target=second))) / 2)
-    tokens = torch.cat([first[0][0], second[0][0]])  # type: ignore[list-item]
+    tokens = torch.cat([first[0][0], second[0][0]])
     torch.testing.assert_close(both, shift_of(rule_of(clip, target=tokens)))
 
 
@@ -130,7 +130,7 @@ def test_inference_mode_everywhere_changes_nothing(clip: SmallCLIP) -> None:
     outside = shift_of(rule_of(clip))
     with torch.inference_mode():
         clip.network.to(torch.float32).to(torch.float64)  # as a host that unloads and reloads does
-        inside = shift_of(rule_of(clip, target=[[prompt()[0][0].clone(), {}]]), x=latents(**SMALL))  # type: ignore[attr-defined]
+        inside = shift_of(rule_of(clip, target=[[prompt()[0][0].clone(), {}]]), x=latents(**SMALL))
     torch.testing.assert_close(inside, outside, rtol=1e-5, atol=1e-7)  # the weights went through float32
 
 
