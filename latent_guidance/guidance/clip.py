@@ -15,6 +15,7 @@ where GLIDE shifts the mean of a step: the same but for the variance.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -27,7 +28,7 @@ from .base import NodeText, Stage, Step
 from .gates import EveryK, GradientClip, Mask, SigmaHi, SigmaLo
 from .gradient import relative_scale, score_form
 from .knobs import UNLIMITED, Choice, Number, Socket
-from .noisy_network import NetworkConfig, NoisyNetworkRule
+from .noisy_network import NetworkConfig, NoisyNetworkRule, spread
 
 
 class NoisyCLIP(Protocol):
@@ -195,8 +196,23 @@ class NoisyCLIPGuidance(NoisyNetworkRule):
         count = len(encodings(self.target, ""))
         return torch.cat(features[:count]), torch.cat(features[count:]) if features[count:] else None
 
-    def gradient(self, process: Process, x: Tensor, sigma: Tensor, index: int | None) -> Tensor:
+    def gradient(
+        self,
+        process: Process,
+        x: Tensor,
+        sigma: Tensor,
+        index: int | None,
+        *,
+        note: Callable[[str, Tensor], None] | None = None,
+    ) -> Tensor:
         """``w * grad_u s * similarity(u)`` (B, C, H, W) with respect to u, the unit-variance x; gated, clipped, masked.
+
+        Args:
+            process: what x is.
+            x: (B, C, H, W) in the coordinates of ``process``.
+            sigma: (B,).
+            index: of the step, for ``every_k``; None lets every call act.
+            note: is given "similarity" (B,), what is pushed up, without s; NaN where the rule does not act.
 
         Raises:
             UserError: x is not of the CLIP's latents.
@@ -205,13 +221,17 @@ class NoisyCLIPGuidance(NoisyNetworkRule):
         def value(u: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
             image = self.noisy_clip.image_features(u, log_snr)
             target, away = self._texts()
-            values = self.noisy_clip.logit_scale * similarity(image, target, away, self.away_scale)
-            return values, values
+            alike = similarity(image, target, away, self.away_scale)
+            return self.noisy_clip.logit_scale * alike, alike
 
-        return self.pushed(process, x, sigma, index, value, largest=self.gradient_clip)
+        def heard(alike: Tensor, active: Tensor) -> None:
+            if note is not None:
+                note("similarity", spread(alike, active))
+
+        return self.pushed(process, x, sigma, index, value, largest=self.gradient_clip, heard=heard)
 
     def apply(self, step: Step) -> Tensor:
-        gradient = self.gradient(step.process, step.x, step.sigma, step.index)
+        gradient = self.gradient(step.process, step.x, step.sigma, step.index, note=step.note)
         shift = score_form(step.process, gradient, step.sigma)
         relative = self.scaling == "relative"
         return relative_scale(shift, step.x, step.denoised, self.guidance_scale) if relative else shift

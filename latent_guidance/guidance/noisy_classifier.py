@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..process import Process
 from .gates import EveryK, GradientClip, Mask, SigmaHi, SigmaLo
 from .knobs import UNLIMITED, Choice, Number, Socket, Text
-from .noisy_network import NetworkConfig, NoisyNetworkRule
+from .noisy_network import NetworkConfig, NoisyNetworkRule, spread
 from .targets import COMBINE, class_target, parse_target, regression_target
 
 
@@ -126,7 +126,14 @@ class ClassifierRule(NoisyNetworkRule):
         return class_target(parse_target(self.label, self.classifier.config.labels), self.combine)
 
     def gradient(
-        self, process: Process, x: Tensor, sigma: Tensor, index: int | None, *, by_entropy: bool = False
+        self,
+        process: Process,
+        x: Tensor,
+        sigma: Tensor,
+        index: int | None,
+        *,
+        by_entropy: bool = False,
+        note: Callable[[str, Tensor], None] | None = None,
     ) -> Tensor:
         """``w * grad_u log p(y | x)`` (B, C, H, W) with respect to u, the unit-variance x; gated, clipped, masked.
 
@@ -136,6 +143,7 @@ class ClassifierRule(NoisyNetworkRule):
             sigma: (B,).
             index: of the step, for ``every_k``; None lets every call act.
             by_entropy: multiply each sample's w by log K / H of the classifier's answer.
+            note: is given "probability", p of the target (B,), or "score" of a regression head; NaN where the rule does not act.
 
         Raises:
             UserError: x is not of the classifier's latents.
@@ -146,5 +154,11 @@ class ClassifierRule(NoisyNetworkRule):
             logits = self.classifier.logits(u, log_snr)
             return log_prob(logits), logits
 
+        def heard(logits: Tensor, active: Tensor) -> None:
+            if note is not None:
+                regression = self.classifier.config.head == "regression"
+                values = logits[:, 0] if regression else log_prob(logits).exp()
+                note("score" if regression else "probability", spread(values, active))
+
         weight = entropy_scale if by_entropy else None
-        return self.pushed(process, x, sigma, index, value, largest=self.clip, weight=weight)
+        return self.pushed(process, x, sigma, index, value, largest=self.clip, weight=weight, heard=heard)

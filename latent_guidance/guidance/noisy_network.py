@@ -99,6 +99,7 @@ class NoisyNetworkRule(Rule):
         *,
         largest: float,
         weight: Callable[[Tensor], Tensor] | None = None,
+        heard: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """``w * grad_u value(u)`` (B, C, H, W) with respect to u, the unit-variance x; gated, clipped, masked.
 
@@ -111,6 +112,7 @@ class NoisyNetworkRule(Rule):
                 on which the rule acts, outside inference mode.
             largest: norm to which each sample's gradient is clipped.
             weight: from ``value``'s second answer to what each sample's w is multiplied by, (B,).
+            heard: is given ``value``'s second answer, and which samples it is for (a mask over the whole batch).
 
         Raises:
             UserError: x is not of the network's latents.
@@ -133,11 +135,20 @@ class NoisyNetworkRule(Rule):
             log_snr = process.log_snr(sigma)[active].clone()
             u = (x * expand(process.unit_scale(sigma), x))[active]
             gradient, extra = input_gradient(lambda u: value(u, log_snr), u)
+        if heard is not None:
+            heard(extra, active)
         gradient = self.guidance_scale * clip_norm(gradient, largest)
         if weight is not None:
             gradient = gradient * expand(weight(extra).to(gradient), gradient)
         result[active] = finite_or_unguided(gradient.to(x.dtype), rule=self.node.name, index=index, sigma=sigma[active])
         return result if self.mask is None else result * resized_mask(self.mask, x)
+
+
+def spread(values: Tensor, active: Tensor) -> Tensor:
+    """``values`` of the samples in the mask ``active`` (B,), as (B,) with NaN for the others."""
+    result = torch.full(active.shape, torch.nan, dtype=values.dtype, device=values.device)
+    result[active.to(values.device)] = values
+    return result
 
 
 def resized_mask(mask: Tensor, x: Tensor) -> Tensor:
