@@ -11,6 +11,7 @@ from .cfg_zero_star import CFGZeroStar
 from .classifier import ClassifierGuidance
 from .classifier_mean_shift import ClassifierMeanShift
 from .classifier_post_step import ClassifierPostStep
+from .clip import NoisyCLIPGuidance
 from .curve import GuidanceCurve
 from .dps import DPS
 from .dynamic_threshold import DynamicThresholding
@@ -53,6 +54,7 @@ RULES: tuple[type[Rule], ...] = (
     ClassifierGuidance,
     ClassifierMeanShift,
     ClassifierPostStep,
+    NoisyCLIPGuidance,
     MPGD,
     DPS,
     LossGuidedDiffusion,
@@ -87,6 +89,7 @@ __all__ = [
     "MagnitudeAwareGuidance",
     "MomentumGuidance",
     "NodeText",
+    "NoisyCLIPGuidance",
     "PerpNeg",
     "RescaleGuidance",
     "Rule",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..base import NodeText
 from ..knobs import Socket
-from ..noisy_classifier import resized_mask
+from ..noisy_network import resized_mask
 from .base import ReadyLoss, name_of, networks_of, parts_of
 
 
