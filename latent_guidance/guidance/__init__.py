@@ -20,6 +20,7 @@ from .frequency_decoupled import FrequencyDecoupledGuidance
 from .guider import Guider
 from .lgd import LossGuidedDiffusion
 from .limited_interval import LimitedInterval
+from .log_prob import LogProbGuidance
 from .magnitude_aware import MagnitudeAwareGuidance
 from .momentum import MomentumGuidance
 from .mpgd import MPGD
@@ -61,6 +62,7 @@ RULES: tuple[type[Rule], ...] = (
     FreeDoM,
     UniversalGuidance,
     TrainingFreeGuidance,
+    LogProbGuidance,
 )
 """Every rule there is, in menu order. A new rule is a file in this folder and a line here."""
 
@@ -85,6 +87,7 @@ __all__ = [
     "GuidanceSchedule",
     "Guider",
     "LimitedInterval",
+    "LogProbGuidance",
     "LossGuidedDiffusion",
     "MagnitudeAwareGuidance",
     "MomentumGuidance",

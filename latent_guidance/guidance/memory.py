@@ -34,10 +34,8 @@ class LevelMemory:
             self._settled = torch.zeros_like(like)
             self._known = torch.zeros_like(sigma, dtype=torch.bool)
         else:
-            self._sigma, self._latest, self._settled, self._known = normal(
-                (self._sigma, self._latest, self._settled, self._known)
-            )
-            before = self._sigma.to(sigma)
+            self._latest, self._settled, self._known = normal((self._latest, self._settled, self._known))
+            before = normal(self._sigma).to(sigma)
             moved = (sigma - before).abs() > ROUNDING * torch.maximum(sigma, before)
             self._settled = torch.where(expand(moved, like), self._latest.to(like), self._settled.to(like))
             self._known = self._known | moved

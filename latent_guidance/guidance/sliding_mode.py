@@ -109,12 +109,8 @@ class SlidingModeCFG(Rule):
                 for denoised in (step.cond_denoised, step.uncond_denoised)
             )
             error = cond - uncond
-            if previous is None or previous.shape != error.shape:
-                previous = error.detach()
-            previous = normal(previous)
-            correction = switching_correction(
-                error, previous, slope=self.slope, gain=self.gain, switching=self.switching
-            )
+            before = normal(error.detach() if previous is None or previous.shape != error.shape else previous)
+            correction = switching_correction(error, before, slope=self.slope, gain=self.gain, switching=self.switching)
             previous = (error + correction).detach()
             # D moves by -sigma / (alpha + sigma) for each unit of u
             noise_share = step.sigma / (step.process.alpha(step.sigma) + step.sigma)

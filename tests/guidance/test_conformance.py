@@ -30,6 +30,9 @@ class Towards:
     def __call__(self, estimate: Tensor) -> Tensor:
         return (estimate - 0.7).square().flatten(1).sum(dim=1) / 2
 
+    def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return -(x - 0.7).square().flatten(1).sum(dim=1) / (1 + sigma) ** 2
+
 
 FAKES: dict[str, Any] = {"CONDITIONING": prompt(), "MODEL": object()}
 """What stands in sockets whose objects hardly any rule looks into."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,6 +84,8 @@ def test_the_docs_print_the_five_lines_that_were_tested() -> None:
 
     code = re.sub(r"self, picture: Tensor\) -> Tensor", "self, picture)", inspect.getsource(Warm))
     assert "\n".join("    " + line if line else "" for line in code.strip().split("\n")) in (base.__doc__ or "")
+    page = Path(__file__).parents[2] / "docs" / "LOSSES.md"
+    assert code.strip() in page.read_text("utf-8")
 
 
 class Answers:

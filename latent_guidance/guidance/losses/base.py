@@ -20,6 +20,9 @@
   differentiable. With guidance in the score (DPS, LGD) it plays the part of -log p(y | x0), so ready losses are sums over pixels
   and not means.
 
+A function of the *noisy* latent is another thing: an object with ``log_prob(x, sigma) -> (B,)``, followed by
+:class:`~latent_guidance.guidance.log_prob.LogProbGuidance`.
+
 It may have a ``name`` for messages, ``networks() -> tuple`` of handles with a ``.network`` (and in ComfyUI a ``.patcher``, so that
 the network is loaded and freed with the model), and ``parts() -> [(weight, loss), ...]`` if it is a sum of others, each in its own
 space. Whatever is wrong with what it answers is said by name: another shape than (B,), or a tensor that autograd knows nothing of.
@@ -94,8 +97,9 @@ def parts_of(loss: Any, weight: float = 1.0) -> Iterator[tuple[float, Any]]:
         for factor, part in parts():
             yield from parts_of(part, weight * factor)
         return
-    if not callable(loss) or getattr(loss, "space", None) not in SPACES:
-        found = f"in the space {loss.space!r}" if hasattr(loss, "space") else "without a space"
+    space = getattr(loss, "space", None)
+    if not callable(loss) or space not in SPACES:
+        found = "without a space" if space is None else f"in the space {space!r}"
         raise UserError(
             f"the loss {name_of(loss)} {found if callable(loss) else 'that cannot be called'}",
             expected="an object with __call__(estimate) and a space, one of " + ", ".join(SPACES),
@@ -127,7 +131,7 @@ def loss_values(loss: Any, estimate_in: Callable[[str], Tensor]) -> Tensor:
     for weight, part in parts_of(loss):
         estimate = estimate_in(part.space)
         values = part(estimate)
-        _check_values(values, estimate, name_of(part))
+        check_values(values, estimate, name_of(part))
         total = weight * values if total is None else total + weight * values.to(total)
     if total is None:
         raise UserError(
@@ -136,7 +140,8 @@ def loss_values(loss: Any, estimate_in: Callable[[str], Tensor]) -> Tensor:
     return total
 
 
-def _check_values(values: Any, estimate: Tensor, name: str) -> None:
+def check_values(values: Any, estimate: Tensor, name: str) -> None:
+    """Raise UserError unless ``values`` are one number for each sample of ``estimate`` (B, ...), with a gradient."""
     batch = estimate.shape[0]
     if not isinstance(values, Tensor) or values.shape != (batch,):
         found = f"of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"of type {type(values).__name__}"
