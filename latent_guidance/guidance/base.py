@@ -155,6 +155,8 @@ class Rule:
     """Branches besides "cond" that the rule cannot do without: a subset of {"uncond"}."""
     looks_at_branches: ClassVar[bool] = False
     """It compares the two branches at every step that has both. A SCALE rule that does is asked a second time, with them."""
+    rests_at_one: ClassVar[bool] = False
+    """Of a SCALE rule: where it guides less, it moves w towards 1, the plain conditional model."""
     uses_uncond: ClassVar[bool] = True
     """Of a COMBINE rule: it goes from the unconditional estimate. One that does not never has it evaluated."""
 
