@@ -181,6 +181,7 @@ class LGSamplerDDIMCFGpp:
     SEARCH_ALIASES: ClassVar[list[str]] = [
         "cfg++", "cfgpp", "euler_cfg_pp", "euler_ancestral_cfg_pp", "ddim cfg++", "manifold-constrained cfg",
     ]  # fmt: skip
+    FORMULAS_OF = "latent_guidance.samplers.cfg_pp"
     RETURN_TYPES = ("SAMPLER",)
     OUTPUT_TOOLTIPS = OUTPUT_HELP
     FUNCTION = "make"
@@ -214,6 +215,7 @@ class LGSamplerDPMpp2MCFGpp:
         + _SCALE_HELP
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["cfg++", "cfgpp", "dpmpp_2m_cfg_pp", "dpm++ 2m cfg++"]
+    FORMULAS_OF = "latent_guidance.samplers.cfg_pp"
     RETURN_TYPES = ("SAMPLER",)
     OUTPUT_TOOLTIPS = OUTPUT_HELP
     FUNCTION = "make"
@@ -251,6 +253,7 @@ class LGSamplerRectifiedCFGpp:
         "flux",
         "predictor-corrector",
     ]
+    FORMULAS_OF = "latent_guidance.samplers.rectified_cfg_pp"
     RETURN_TYPES = ("SAMPLER",)
     OUTPUT_TOOLTIPS = OUTPUT_HELP
     FUNCTION = "make"

@@ -3,8 +3,8 @@ r"""CFG++: the guided estimate is noised again with the *unconditional* model's 
     x' = alpha' * D + sigma' * eps_u,      D = D_u + lambda * (D_c - D_u),  eps_u = (x - alpha * D_u) / sigma
 
 where plain guidance would take the noise of D itself. D is what the denoiser gives, guided in whatever way: with the rule CFG its
-``guidance_scale`` is the paper's lambda, useful from 0 (the unconditional model) to 1 and a little beyond, as it is in ComfyUI's
-``*_cfg_pp`` samplers, where lambda is the ``cfg`` input. One step with lambda is one step of plain CFG with
+``guidance_scale`` is the paper's lambda, there from 0 (the unconditional model) to 1; in ComfyUI's ``*_cfg_pp`` samplers it is the
+``cfg`` input. One step with lambda is one step of plain CFG with
 
     w = lambda / (1 - r),      r = (sigma' / alpha') / (sigma / alpha)
 
@@ -15,7 +15,7 @@ unconditional model, exactly.
 
 Reference: Chung et al., arXiv:2406.08070, algorithm 2 (VP coordinates), and its authors' code for the solvers in VE coordinates. On
 rectified flow the paper's appendix noises with the velocity in the place of eps, x' = D + sigma' (x - D_u) / sigma; its authors
-report since that this saturates and take the eps form, which is this one (their repository, issue 12).
+have since proposed the eps form, which is this one (their repository, issue 12).
 """
 
 from __future__ import annotations

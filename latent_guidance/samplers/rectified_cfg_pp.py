@@ -4,7 +4,7 @@ r"""Rectified-CFG++: guidance for flow models that steps along the conditional v
     v = v_c(x, sigma) + s(sigma) * (v_c(x_mid, sigma_mid) - v_u(x_mid, sigma_mid)),      s(sigma) = scale * (1 - sigma)**gamma
     x' = x + (sigma' - sigma) * v
 
-Reference: Saini et al., arXiv:2510.07631, algorithm 1; their scale is lambda_max and their t our sigma.
+Reference: Saini et al., arXiv:2510.07631, algorithm 1 (their lambda_max is our scale, their t our sigma).
 Deviations: none from the algorithm. Its authors' pipeline for Stable Diffusion 3 differs from it: there the predictor goes the whole step
 and the scale is constant (gamma = 0).
 """
