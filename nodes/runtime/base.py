@@ -71,3 +71,7 @@ class Runtime(Protocol):
     def seeded_noise(self, seeds: Sequence[int]) -> Any:
         """NOISE whose item i depends on ``seeds[i]`` alone."""
         ...
+
+    def show_text(self, text: str) -> None:
+        """Show ``text`` on the node that is running, where the program has a canvas; plain text, lines kept."""
+        ...

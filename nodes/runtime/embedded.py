@@ -182,3 +182,7 @@ def seeded_noise(seeds: Sequence[int]) -> Noise:
     if not seeds:
         raise UserError("no seed", expected="one seed per item of the batch", mend="give a batch size of at least 1")
     return Noise(int(seeds[0]), tuple(int(seed) for seed in seeds))
+
+
+def show_text(text: str) -> None:
+    """Nothing: there is no canvas to show it on."""

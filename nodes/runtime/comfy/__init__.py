@@ -109,3 +109,9 @@ def seeded_noise(seeds: Sequence[int]) -> Any:
     from .sampling import Noise
 
     return Noise(seeds)
+
+
+def show_text(text: str) -> None:
+    from .canvas import show_text
+
+    show_text(text)
