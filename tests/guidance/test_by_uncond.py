@@ -57,7 +57,7 @@ def test_it_is_the_models_own_and_not_what_rules_make_of_it() -> None:
 
 def test_a_rule_that_goes_by_another_model_leaves_the_negative_as_it_is() -> None:
     model, weak = Recorder(), Recorder()
-    rule = Autoguidance(model=weak, guidance_scale=3.0)
+    rule = Autoguidance(weak_model=weak, guidance_scale=3.0)
     denoised, uncond = guider(model, rule).with_uncond(latents(), SIGMA, cond_of(2.0))
     assert torch.equal(uncond, 0.5 * latents()) and model.batches == [6] and weak.batches == [3]
     assert torch.equal(denoised, guider(Recorder(), rule)(latents(), SIGMA, cond_of(2.0)))

@@ -169,7 +169,7 @@ def test_cfg_pp_samplers_of_the_pack(embedded: Nodes) -> None:
     from latent_guidance.host import stock
 
     things = everything(embedded)
-    (rules,) = call(embedded, "LGCFG", guidance_scale=0.6)
+    (rules,) = call(embedded, "LGCFG", guidance_scale=2.0)
     pairs = [
         ("LGSamplerDDIMCFGpp", {}, "euler_cfg_pp"),
         ("LGSamplerDPMpp2MCFGpp", {}, "dpmpp_2m_cfg_pp"),
