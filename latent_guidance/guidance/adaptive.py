@@ -37,6 +37,7 @@ class AdaptiveGuidance(Rule):
     stage: ClassVar[Stage] = Stage.SCALE
     rests_at_one: ClassVar[bool] = True
     looks_at_branches: ClassVar[bool] = True
+    may_spare: ClassVar[bool] = True
     node: ClassVar[NodeText] = NodeText(
         id="LGAdaptiveGuidance",
         name="Adaptive Guidance",

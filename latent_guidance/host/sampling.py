@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..guidance import check_by_uncond
 from ..guidance.base import network_key
+from ..guidance.report import REPORTS
 from ..samplers import GO_BY_UNCOND
 from . import memory
 from .branches import RunDenoiser
@@ -129,6 +130,8 @@ def sample(
             expected="finite latents",
             mend="lower the guidance scales, or use another sampler or more steps",
         )
+    if denoiser.run.record is not None:
+        REPORTS.keep(result, denoiser.run.record)
     return result, (last[0] / factor).float().cpu() if last else result
 
 
