@@ -26,7 +26,7 @@ from .momentum import MomentumGuidance
 from .mpgd import MPGD
 from .perp_neg import PerpNeg
 from .rescale import RescaleGuidance
-from .run import GuidanceRun, check_chain, check_on_model
+from .run import GuidanceRun, check_by_uncond, check_chain, check_on_model
 from .schedule import GuidanceSchedule
 from .sliding_mode import SlidingModeCFG
 from .tangential import TangentialCFG
@@ -103,6 +103,7 @@ __all__ = [
     "TrainingFreeGuidance",
     "TwoConditions",
     "UniversalGuidance",
+    "check_by_uncond",
     "check_chain",
     "check_on_model",
 ]

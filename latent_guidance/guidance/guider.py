@@ -77,20 +77,30 @@ class Guider:
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
         """Guided estimate (B, ...) of x (B, ...) at sigma (B,); ``cond`` has batch size 1 or B."""
 
-        def evaluate(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
-            own, others = self._by_model(names)
-            denoised = self.denoiser(*self._batched(own, at, level, cond))
-            return {**_apart(own, denoised), **self._evaluated(others, at, level, cond)}
+        return self._guided(x, sigma, lambda names, at, level: self._evaluated(names, at, level, cond))
 
-        return self._guided(x, sigma, evaluate)
-
-    def _guided(self, x: Tensor, sigma: Tensor, evaluate: EvaluateAt) -> Tensor:
+    def _guided(self, x: Tensor, sigma: Tensor, evaluate: EvaluateAt, *, also: tuple[str, ...] = ()) -> Tensor:
         def differentiable(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
             for model in (self.denoiser, *self._models.values()):
                 normal_model_(model)
             return evaluate(names, at, level)
 
-        return self._run(x, sigma, lambda names: evaluate(names, x, sigma), differentiable=differentiable)
+        return self._run(x, sigma, lambda names: evaluate(names, x, sigma), also=also, differentiable=differentiable)
+
+    def with_uncond(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
+        """The guided estimate, as a call gives it, and the unconditional branch as the model gave it, whatever rules made of it.
+
+        Raises:
+            UserError: a guider without ``uncond``.
+        """
+        seen: dict[str, Tensor] = {}
+
+        def evaluate(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
+            found = self._evaluated(names, at, level, cond)
+            seen.update({name: estimate.detach() for name, estimate in found.items()})
+            return found
+
+        return self._guided(x, sigma, evaluate, also=("uncond",)), seen["uncond"]
 
     def with_variance(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
         """The guided estimate and the conditional branch's learned variance (see ``NetworkDenoiser.with_variance``)."""
@@ -107,7 +117,7 @@ class Guider:
             own, others = self._by_model(names)
             denoised, variance = cast(tuple[Tensor, Tensor], with_variance(*self._batched(own, at, level, cond)))
             variances.append(_apart(own, variance)["cond"].detach())
-            return {**_apart(own, denoised), **self._evaluated(others, at, level, cond)}
+            return {**_apart(own, denoised), **self._by_others(others, at, level, cond)}
 
         return self._guided(x, sigma, evaluate), variances[0]
 
@@ -122,7 +132,13 @@ class Guider:
             group.append(name)
         return own, others
 
-    def _evaluated(self, groups: Mapping[int, list[str]], x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:
+    def _evaluated(self, names: tuple[str, ...], x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:
+        """The estimates (B, ...) of the named branches, in one call of each model."""
+        own, others = self._by_model(names)
+        denoised = self.denoiser(*self._batched(own, x, sigma, cond))
+        return {**_apart(own, denoised), **self._by_others(others, x, sigma, cond)}
+
+    def _by_others(self, groups: Mapping[int, list[str]], x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:
         """The estimates (B, ...) of other models' branches, in one call of each model."""
         estimates: dict[str, Tensor] = {}
         for key, names in groups.items():
@@ -143,9 +159,9 @@ class Guider:
             return cast(Cond, which)
         if which == "uncond" and self.uncond is None:
             raise UserError(
-                "guidance that needs an unconditional estimate, and no unconditional condition",
+                "guidance or a sampler that needs an unconditional estimate, and no unconditional condition",
                 expected="a condition for the unconditional branch (the encoding of an empty prompt)",
-                mend="give uncond= to the Guider, or set the guidance scale to 1",
+                mend="give uncond= to the Guider, or set the guidance scale to 1 and use a sampler without CFG++",
             )
         return cond if which == "cond" else self.uncond
 

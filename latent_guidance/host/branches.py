@@ -66,11 +66,16 @@ class Network:
 class RunDenoiser:
     """A GuiderNode as the Denoiser of one run; all branches of a step that one model evaluates go through it in one call.
 
+    Args:
+        guider: the model, its conditions and rules.
+        sigmas: the run's noise levels (N + 1,).
+        by_uncond: the sampler goes by the unconditional estimate too, and calls :meth:`with_uncond`.
+
     Raises:
         UserError: rules that cannot act together, or a branch that cannot be evaluated.
     """
 
-    def __init__(self, guider: GuiderNode, sigmas: Tensor) -> None:
+    def __init__(self, guider: GuiderNode, sigmas: Tensor, *, by_uncond: bool = False) -> None:
         self.process: Process = guider.model.denoiser.process
         record = Record() if guider.report or guider.model.report else None
         factor = guider.model.latent_space.scaling_factor
@@ -82,15 +87,16 @@ class RunDenoiser:
             unscaled=lambda latents: latents / factor,
             record=record,
         )
-        if self.run.may_need_uncond and guider.negative is None:
+        needs_uncond = by_uncond or self.run.may_need_uncond
+        if needs_uncond and guider.negative is None:
             raise UserError(
-                "guidance that needs an unconditional estimate, and no negative conditioning",
+                f"{'a CFG++ sampler' if by_uncond else 'guidance'} that needs an unconditional estimate, and no negative conditioning",
                 expected="a negative conditioning (the encoding of an empty prompt)",
                 mend="connect the negative input of the guider, or use CFGGuider instead of BasicGuider",
             )
         self.own = Network(guider.model, for_run(guider.model.denoiser, sigmas))
         others: dict[int, Network] = {}
-        wanted = {"uncond": Branch("uncond"), "cond": Branch("cond")} if self.run.may_need_uncond else {}
+        wanted = {"uncond": Branch("uncond"), "cond": Branch("cond")} if needs_uncond else {}
         asked = self.run.may_ask
         wanted |= {"cond": Branch("cond")} | {name: own for name, own in self.run.branches.items() if name in asked}
         for name, branch in wanted.items():
@@ -108,13 +114,24 @@ class RunDenoiser:
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
         return self._guided(x, sigma, lambda names, at, level: self._evaluate(names, at, level)[0])
 
-    def _guided(self, x: Tensor, sigma: Tensor, evaluate: EvaluateAt) -> Tensor:
+    def _guided(self, x: Tensor, sigma: Tensor, evaluate: EvaluateAt, *, also: tuple[str, ...] = ()) -> Tensor:
         def differentiable(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
             for network in self.networks:
                 normal_model_(network.denoiser)
             return evaluate(names, at, level)
 
-        return self.run(x, sigma, lambda names: evaluate(names, x, sigma), differentiable=differentiable)
+        return self.run(x, sigma, lambda names: evaluate(names, x, sigma), also=also, differentiable=differentiable)
+
+    def with_uncond(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
+        """The guided estimate and the negative's as the model gave it; for a run made with ``by_uncond``."""
+        seen: dict[str, Tensor] = {}
+
+        def evaluate(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
+            found = self._evaluate(names, at, level)[0]
+            seen.update({name: estimate.detach() for name, estimate in found.items()})
+            return found
+
+        return self._guided(x, sigma, evaluate, also=("uncond",)), seen["uncond"]
 
     def with_variance(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
         """The guided estimate and the conditional branch's learned variance."""
