@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
 
@@ -57,6 +56,8 @@ def pictures(decoder: Any, latents: Tensor, *, decode_at: float = 1.0) -> Tensor
     small = resized_latents(latents, decode_at)
     if len(small) == 1 or not torch.is_grad_enabled():
         return torch.cat([decoder.decode(one, clamp=False).to(latents.dtype) for one in small.split(1)])
+    from torch.utils.checkpoint import checkpoint
+
     rows = [checkpoint(_one, decoder, one, use_reentrant=False, preserve_rng_state=False) for one in small.split(1)]
     return torch.cat([row.to(latents.dtype) for row in rows])
 

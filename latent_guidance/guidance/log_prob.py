@@ -34,7 +34,7 @@ from .gradient import (
 )
 from .knobs import UNLIMITED, Choice, Number, Socket
 from .limited_interval import check_window, inside_window
-from .losses.base import check_values, name_of
+from .losses.base import check_values, name_of, named_errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,8 @@ class LogProbGuidance(Rule):
                 normal_parameters_(handle.network)
 
         def values(x: Tensor) -> tuple[Tensor, Tensor]:
-            found = self.loss.log_prob(x, normal(step.sigma))
+            with named_errors(self.loss):
+                found = self.loss.log_prob(x, normal(step.sigma))
             check_values(found, x, name_of(self.loss))
             return found, found
 

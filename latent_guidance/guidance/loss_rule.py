@@ -24,7 +24,7 @@ from .gates import EveryK, GradientClip, SigmaHi, SigmaLo
 from .gradient import clip_norm, finite_or_unguided, normal_parameters_, relative_scale
 from .knobs import UNLIMITED, Number, Socket
 from .limited_interval import check_window, inside_window
-from .losses.base import loss_values, name_of, networks_of, parts_of
+from .losses.base import loss_values, name_of, named_errors, networks_of, parts_of
 
 LossSocket = Annotated[
     Any,
@@ -193,16 +193,8 @@ class LossRule(Rule):
                 seen[space] = pictures(self.vae, estimate_in("vae"), decode_at=self.decode_at)
             return seen[space]
 
-        try:
+        with named_errors(self.loss):
             return loss_values(self.loss, estimate_in)
-        except RuntimeError as error:
-            if "nference tensors" not in str(error):
-                raise
-            raise UserError(
-                f"the loss {name_of(self.loss)}, which keeps a tensor that was made in a node (an inference tensor)",
-                expected="tensors that autograd can use",
-                mend="use tensor.clone() inside the loss's __call__",
-            ) from error
 
     def _unscaled(self, step: Step, latents: Tensor) -> Tensor:
         if step.unscaled is not None:

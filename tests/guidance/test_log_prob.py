@@ -28,10 +28,10 @@ class InClass:
 @pytest.mark.parametrize("process", [VE_SCALED, RECTIFIED_FLOW], ids=str)
 def test_the_exact_log_probability_at_scale_one_is_conditioning(process: Process) -> None:
     x, sigma, model = draws(), torch.full((64,), 0.6, dtype=torch.float64), mixture(process)
-    exact = model(x, sigma, labels_of(1))
+    exact, truth = model(x, sigma, labels_of(1)), InClass(process)
     with torch.inference_mode():
         for scale, right in ((1.0, True), (1.1, False), (-1.0, False)):
-            rule = LogProbGuidance(loss=InClass(process), guidance_scale=scale, scaling="raw")
+            rule = LogProbGuidance(loss=truth, guidance_scale=scale, scaling="raw")
             guided = Guider(model, [rule])(x, sigma, labels_of(NONE))
             assert torch.allclose(guided, exact, rtol=0, atol=1e-10) == right
 
@@ -49,6 +49,11 @@ def test_what_cannot_be_followed_is_refused() -> None:
     class Wrong:
         def log_prob(self, x: Tensor, sigma: Tensor) -> Any:
             return x.mean()
+
+    with torch.inference_mode():
+        kept = LogProbGuidance(loss=InClass(VE_SCALED), guidance_scale=1.0)  # its tensors are those of a node
+        with pytest.raises(UserError, match=r"InClass.*clone"):
+            Guider(mixture(VE_SCALED), [kept])(draws(), torch.full((64,), 0.6, dtype=torch.float64), labels_of(NONE))
 
     rule = LogProbGuidance(loss=Wrong())
     with pytest.raises(UserError, match=r"Wrong.*shape \(\)"):

@@ -150,7 +150,7 @@ def test_lgd_is_exact_on_data_of_unit_variance_as_its_draws_grow(process: Proces
         _, gradient = smoothed_gradient(gradient_at, at, scale * radius, draws_like(at, count, 0, 0))
         return float((gradient.flatten(1) - exact).norm(dim=1).mean() / exact.norm(dim=1).mean())
 
-    assert apart(4000) < 0.05 < apart(16) < apart(1)
+    assert apart(4000) < 0.08 < apart(16) < apart(1)
     assert apart(4000, 0.0) > 0.5 and apart(4000, 1.3) > 0.1, "without its width, or with another, it is wrong"
 
 

@@ -32,6 +32,7 @@ Where its value or its gradient is not finite, that sample goes unguided for tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -158,9 +159,19 @@ def check_values(values: Any, estimate: Tensor, name: str) -> None:
         )
 
 
-def mean_over(values: Tensor) -> Tensor:
-    """The mean of each sample of (B, ...), as (B,)."""
-    return torch.flatten(values, 1).mean(dim=1)
+@contextmanager
+def named_errors(loss: Any) -> Iterator[None]:
+    """In this context what autograd says of tensors that ``loss`` kept from a node is said by name, as a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "nference tensors" not in str(error):
+            raise
+        raise UserError(
+            f"the loss {name_of(loss)}, which keeps a tensor that was made in a node (an inference tensor)",
+            expected="tensors that autograd can use",
+            mend="use tensor.clone() where the loss computes its answer",
+        ) from error
 
 
 def sum_over(values: Tensor) -> Tensor:
