@@ -1,6 +1,6 @@
 """Runs inside ComfyUI (see inside.py): noisy-latent CLIP guidance as GUIDER and as MODEL patch, its memory, and what is refused."""
 
-# ruff: noqa: ANN001, ANN201
+# ruff: noqa: ANN001, ANN003, ANN201
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
