@@ -147,22 +147,19 @@ for (node, guided), (name, rule) in itertools.product(nodes.items(), rules.items
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
-def compatible(*pair):
-    inside = [rule for rule in chain(*pair) if rule.stage is not library.Stage.STEP]
-    return not refused(lambda: library.check_chain(inside))
-
-
-result["pairs"] = {}
+result["pairs"], result["refused"] = {}, {}
 names = list(rules)
 for distance in (1, 4, 9):  # each rule with six others, of near and far stages
     for i, first in enumerate(names):
         second = names[(i + distance) % len(names)]
-        if not compatible(rules[first], rules[second]):
+        found = []
+        error = refused(lambda pair=(rules[first], rules[second]), found=found: found.append(ours(chain(*pair))))
+        if error:
+            result["refused"][f"{first} + {second}"] = [error, rules[first].node.name, rules[second].node.name]
             continue
-        out = ours(chain(rules[first], rules[second]))
         result["pairs"][f"{first} + {second}"] = {
-            "finite": bool(torch.isfinite(out).all()),
-            "from unguided": far(plain, out),
-            "from the first": far(alone[first], out),
-            "from the second": far(alone[second], out),
+            "finite": bool(torch.isfinite(found[0]).all()),
+            "from unguided": far(plain, found[0]),
+            "from the first": far(alone[first], found[0]),
+            "from the second": far(alone[second], found[0]),
         }
