@@ -24,12 +24,14 @@ for parameter in weak.model.diffusion_model.parameters():  # another network, as
 (negative,) = call("LGNullConditioning", clip=clip)
 SOCKETS = {
     "LG_CLASSIFIER": call("LGLoadClassifier", classifier="tiny")[0],
+    "LG_NOISY_CLIP": call("LGLoadNoisyCLIP", noisy_clip="tiny")[0],
     "CONDITIONING": other,
     "MODEL": weak,
 }
 STRONGER = {  # where the defaults do nothing on a network of random weights
     "LGAdaptiveGuidance": {"threshold": 0.5},
     "LGClassifierGuidance": {"guidance_scale": 60.0},
+    "LGNoisyCLIPGuidance": {"guidance_scale": 60.0},
     "LGDynamicThresholding": {"percentile": 0.9},
 }
 latent = torch.zeros(1, 4, 8, 12)
