@@ -76,10 +76,10 @@ def check_on_model(rules: Sequence[Rule]) -> None:
     """Refuse rules that cannot act on a model under a guider which knows only a prompt and a negative.
 
     Raises:
-        UserError: rules with branches of their own.
+        UserError: rules that go by a condition or a model of their own. Weakened passes of the prompt are not refused.
     """
     for rule in rules:
-        if rule.branches():
+        if any(branch.model is not None or branch.cond != "cond" for branch in rule.branches()):
             raise UserError(
                 f"the rule {rule.node.name!r} on a model, where only prompt and negative are evaluated",
                 expected="it in a guider, which evaluates what it asks for",
@@ -174,7 +174,8 @@ class GuidanceRun:
         for rule_scale in self._open_scale:
             step = step.replace(guidance_scale=rule_scale(step))
 
-        step = step.replace(estimates=evaluate(self._wanted(step)))
+        evaluated = evaluate(self._wanted(step))
+        step = step.replace(estimates=evaluated, evaluated=evaluated)
         for change in self._branches:
             step = step.replace(estimates={**step.estimates, **change(step)})
         for rule_scale in self._closed_scale if "uncond" in step.estimates else ():

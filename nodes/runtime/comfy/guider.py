@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any
 
 import comfy.latent_formats
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 
 from ....latent_guidance.errors import UserError
-from ....latent_guidance.guidance import GuidanceRun, check_chain, check_on_model
+from ....latent_guidance.guidance import Branch, GuidanceRun, check_chain, check_on_model
 from ....latent_guidance.guidance.base import Rule, Stage, Step, network_key
 from ....latent_guidance.guidance.cfg import cfg
 from ....latent_guidance.process import VE_SCALED, Process, process_from_alpha
-from .branches import OtherModel, check_hooks, check_model, other_models, own_conditions
+from . import weakened
+from .branches import OtherModel, asked_branches, check_hooks, check_model, other_models, own_conditions
 from .branches import evaluate as evaluate_branches
 
 MARKS = "latent_guidance"
@@ -164,6 +166,8 @@ class Guider(comfy.samplers.CFGGuider):
 
     others: Sequence[OtherModel] = ()
     """The models that rules bring, beside the guider's own."""
+    weakened: Mapping[str, Branch] = MappingProxyType({})
+    """The weakened passes of the positive condition that rules ask for, by name."""
 
     def inner_sample(
         self,
@@ -204,6 +208,8 @@ class Guider(comfy.samplers.CFGGuider):
             out, further = evaluate_branches(model, conds, own, x, timestep, options)
             for other in self.others:
                 further |= other.evaluate(names, x, timestep)
+            passes = {name: self.weakened[name] for name in names if name in self.weakened}
+            further |= weakened.evaluate(model, positive, passes, x, timestep, options, run.sigmas)
             for hook in options.get("sampler_pre_cfg_function", []):
                 out = hook({**arguments, "conds_out": out, "cond_scale": run.base_scale, "timestep": timestep})
             seen.update(conds=conds, out=out)
@@ -234,6 +240,11 @@ class Guider(comfy.samplers.CFGGuider):
         raise NotImplementedError
 
 
+def weakened_passes(run: GuidanceRun) -> dict[str, Branch]:
+    """Name -> branch, of the weakened passes that some step of ``run`` may ask for."""
+    return {name: branch for name, branch in asked_branches(run).items() if branch.patch is not None}
+
+
 def make_guider(
     model: comfy.model_patcher.ModelPatcher, positive: Any, negative: Any | None, rules: Sequence[Any]
 ) -> Guider:
@@ -254,9 +265,11 @@ def make_guider(
     for other in others:
         check_model(other.patcher, model, process_of, MARKS)
         check_hooks(positive, negative, *own.values())
+    passes = weakened_passes(run)
+    weakened.check(passes.values(), model.get_model_object("diffusion_model"), positive)
     guided = _with_networks(model, rules, others)
     guider = Guider(guided)
-    guider.others = others
+    guider.others, guider.weakened = others, passes
     guider.bound_run = _one_run(guided, rules)  # type: ignore[method-assign]
     guider.inner_set_conds({"positive": positive, **own} | ({} if negative is None else {"negative": negative}))
     guider.set_cfg(run.base_scale)
@@ -274,6 +287,8 @@ def patch_model(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -
     """
     check_on_model(rules)
     needs_uncond = _needs_uncond(rules)
+    passes = weakened_passes(GuidanceRun(rules, VE_SCALED))
+    weakened.check(passes.values(), model.get_model_object("diffusion_model"))
     changes_branches = any(rule.stage is Stage.BRANCHES for rule in rules)
     patched = _with_networks(model, rules)
     run = _one_run(patched, rules)
@@ -284,15 +299,19 @@ def patch_model(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -
         bound = run(args["model"], options, scale)
 
         def evaluate(names: tuple[str, ...]) -> Mapping[str, Tensor]:
+            asked = {name: passes[name] for name in names if name in passes}
+            further = weakened.evaluate(
+                args["model"], args["cond"], asked, args["input"], args["sigma"], options, bound.sigmas
+            )
             if "uncond" not in names:
-                return {"cond": args["cond_denoised"]}
+                return {"cond": args["cond_denoised"], **further}
             if args["uncond"] is None:
                 raise UserError(
                     "rules that compare the prompt with a negative one, under a guider that evaluates none",
                     expected="a guider with a negative conditioning: KSampler, CFGGuider or Guider",
                     mend="use one of these in the place of BasicGuider",
                 )
-            return {"cond": args["cond_denoised"], "uncond": args["uncond_denoised"]}
+            return {"cond": args["cond_denoised"], "uncond": args["uncond_denoised"], **further}
 
         def combine(step: Step) -> Tensor:
             stands = bound.leaves_combination_alone or (
