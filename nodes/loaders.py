@@ -136,21 +136,22 @@ class LGLoadClassifier:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Loads a classifier that reads noisy latents, for Classifier Guidance. It fits every model on the VAE that it was trained "
-        "on, whatever that model predicts; latents of other channels or of another scaling factor are refused."
+        "on, whatever that model predicts; latents of other channels or of another scaling factor are refused. After a run the node "
+        "shows the classifier's labels."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["classifier", "classifier guidance", "labels"]
     RETURN_TYPES = ("LG_CLASSIFIER", "STRING")
     RETURN_NAMES = ("classifier", "labels")
     OUTPUT_TOOLTIPS = (
         "The classifier, for Classifier Guidance and Class Probabilities.",
-        "Its labels, one per line: what the label input of Classifier Guidance takes. Connect Preview Any to read them.",
+        "Its labels, one per line: what the label input of Classifier Guidance takes. Preview as Text shows them too.",
     )
     FUNCTION = "load"
     ZH: ClassVar[dict[str, Any]] = {
         "display_name": "加载带噪潜变量分类器",
         "description": (
             "加载一个读取带噪潜变量的分类器，用于分类器引导。它适用于同一 VAE 上的任何模型；"
-            "通道数或缩放系数不同的潜变量会被拒绝。"
+            "通道数或缩放系数不同的潜变量会被拒绝。运行后，节点上会显示分类器的标签。"
         ),
         "inputs": {
             "classifier": (
@@ -168,7 +169,9 @@ class LGLoadClassifier:
 
     def load(self, classifier: str) -> tuple[Any, str]:
         loaded = current().load_classifier(classifier)
-        return loaded, "\n".join(cast(tuple[str, ...], loaded.config.labels))
+        labels = "\n".join(cast(tuple[str, ...], loaded.config.labels))
+        current().show_text(labels)
+        return loaded, labels
 
 
 NODES: dict[str, type] = {

@@ -77,6 +77,8 @@ class Step:
             was called.
         evaluated: the same as the networks gave them, before BRANCHES rules changed any.
         guided: the guided estimate (B, ...), from COMBINE on.
+        note: takes a number per sample that the rule came by anyway and a report should show, ``note("probability", (B,))``;
+            None where nobody keeps a report, so that nothing is computed for it.
     """
 
     process: Process
@@ -87,6 +89,7 @@ class Step:
     estimates: Mapping[str, Tensor]
     evaluated: Mapping[str, Tensor] = field(default_factory=dict)
     guided: Tensor | None = None
+    note: Callable[[str, Tensor], None] | None = None
 
     @property
     def cond_denoised(self) -> Tensor:
@@ -143,6 +146,11 @@ class Branch:
         return self.patch if isinstance(self.patch, Windows) else None
 
     @property
+    def pieces(self) -> int:
+        """How many passes one sample's estimate is made of: one, or one for every window."""
+        return 1 if self.windows is None else self.windows.count**2
+
+    @property
     def attention(self) -> AttentionPatch | None:
         """The change of the network's attention, if there is one."""
         return self.patch if isinstance(self.patch, AttentionPatch) else None
@@ -181,6 +189,8 @@ class Rule:
     """Branches besides "cond" that the rule cannot do without: a subset of {"uncond"}."""
     looks_at_branches: ClassVar[bool] = False
     """It compares the two branches at every step that has both. A SCALE rule that does is asked a second time, with them."""
+    may_spare: ClassVar[bool] = False
+    """It may find, by what it saw in a run, that a later step needs no second branch; so what a run costs is known as a bound only."""
     uses_uncond: ClassVar[bool] = True
     """Of a COMBINE rule: it goes from the unconditional estimate. One that does not never has it evaluated."""
 

@@ -19,6 +19,7 @@ from .names import BUNDLED, find, locate
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...latent_guidance.guidance.passes import Passes
     from ...latent_guidance.host.objects import Clip, GuiderNode, LatentSpace, Model, Noise, Sampler, Vae
 
 
@@ -135,7 +136,9 @@ def decode_latent(vae: Vae, samples: Tensor) -> Tensor:
     return vae.decode(samples)
 
 
-def make_guider(model: Model, positive: Any, negative: Any | None, rules: Sequence[Any]) -> GuiderNode:
+def make_guider(
+    model: Model, positive: Any, negative: Any | None, rules: Sequence[Any], *, report: bool = False
+) -> GuiderNode:
     from ...latent_guidance.host.branches import check_model
     from ...latent_guidance.host.objects import GuiderNode
 
@@ -143,15 +146,21 @@ def make_guider(model: Model, positive: Any, negative: Any | None, rules: Sequen
     for other in [branch.model for rule in rules for branch in rule.branches() if branch.model is not None]:
         check_model(other, model)
     _check_attention(model, rules)
-    return GuiderNode(model, positive, negative, tuple(rules))
+    return GuiderNode(model, positive, negative, tuple(rules), report=report)
 
 
-def patch_model(model: Model, rules: Sequence[Any]) -> Model:
+def guider_passes(guider: GuiderNode, sigmas: Tensor | None = None) -> Passes:
+    from ...latent_guidance.host.branches import guider_passes
+
+    return guider_passes(guider, sigmas)
+
+
+def patch_model(model: Model, rules: Sequence[Any], *, report: bool = False) -> Model:
     from ...latent_guidance.guidance import check_on_model
 
     check_on_model(rules)
     _check_attention(model, rules)
-    return model.with_rules(rules)
+    return model.with_rules(rules, report=report)
 
 
 def _check_attention(model: Model, rules: Sequence[Any]) -> None:
@@ -192,3 +201,7 @@ def seeded_noise(seeds: Sequence[int]) -> Noise:
     if not seeds:
         raise UserError("no seed", expected="one seed per item of the batch", mend="give a batch size of at least 1")
     return Noise(int(seeds[0]), tuple(int(seed) for seed in seeds))
+
+
+def show_text(text: str) -> None:
+    """Nothing: there is no canvas to show it on."""

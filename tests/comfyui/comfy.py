@@ -144,9 +144,9 @@ class Server:
         except urllib.error.HTTPError as error:
             raise Refused(error.read().decode()) from None
 
-    def queue(self, prompt: Mapping[str, Any]) -> str:
-        """Queue a prompt and give its id."""
-        return self.post("/prompt", {"prompt": prompt})["prompt_id"]
+    def queue(self, prompt: Mapping[str, Any], **more: Any) -> str:
+        """Queue a prompt and give its id; ``more`` is sent along, such as ``client_id``."""
+        return self.post("/prompt", {"prompt": prompt, **more})["prompt_id"]
 
     def wait(self, prompt_id: str) -> dict[str, Any]:
         """The history entry of a prompt when it is done, whatever came of it."""

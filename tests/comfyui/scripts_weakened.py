@@ -1,6 +1,6 @@
 """Runs inside ComfyUI (see inside.py): weakened passes, beside core's own nodes for the same and beside the library."""
 
-# ruff: noqa: ANN001, ANN201, ANN202
+# ruff: noqa: ANN001, ANN003, ANN201, ANN202
 from pathlib import Path
 
 import comfy.model_base

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from latent_guidance.denoiser import Cond, NetworkDenoiser
 from latent_guidance.models.tiny import SCHEDULER_CONFIG
-from latent_guidance.models.unet import new_unet, network_denoiser, unet_config
+from latent_guidance.models.unet import network_denoiser, new_unet, unet_config
 
 SIGMA = torch.tensor([2.0, 2.0])
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latent_guidance.errors import UserError
-from latent_guidance.guidance import CFG, Guider, GuidanceRun, PerturbedAttention, SlidingWindow
+from latent_guidance.guidance import CFG, GuidanceRun, Guider, PerturbedAttention, SlidingWindow
 from latent_guidance.process import RECTIFIED_FLOW, VE_SCALED, Process
 
 from .conftest import latents

@@ -17,8 +17,8 @@ from latent_guidance.guidance import (
     Autoguidance,
     Branch,
     ClassifierGuidance,
-    Guider,
     GuidanceRun,
+    Guider,
     LimitedInterval,
     PerturbedAttention,
     Rule,
@@ -217,3 +217,20 @@ def test_a_shuffle_is_drawn_anew_at_every_step_of_a_run_and_for_each_sample() ->
     assert not torch.equal(permutation(12, patches[0], "m0"), permutation(12, patches[1], "m0"))
     [other] = PerturbedAttention().branches()
     assert other.patches(levels, SIGMAS) == [AttentionPatch("identity")] * 2
+
+
+def test_the_passes_of_a_chain_are_counted_before_it_runs_and_as_they_are_made(denoiser: Any) -> None:
+    """Every window is a pass; a closed window of noise levels and a neutral rule cost none."""
+    rules = [
+        CFG(guidance_scale=3.0),
+        PerturbedAttention(sigma_hi=2.0),
+        SkippedLayers(scale=1.0, skip="attention", sigma_hi=1.0),  # the pass of perturbed attention
+        TokenPerturbation(scale=0.0),
+        SlidingWindow(windows=3, sigma_lo=1.0),
+    ]
+    guider = Guider(denoiser, rules, uncond=words(2), report=True)
+    counted = guider.passes(SIGMAS)
+    assert counted.counts == (2 + 9, 3 + 9, 3)
+    assert counted.branches[2] == ("positive", "negative", "of Perturbed Attention (PAG) and Skipped Layers (SLG)")
+    sample_euler(guider, noisy(height=8) * 3, SIGMAS, words(1))
+    assert guider.report is not None and guider.report.chains[0].passes == 26
