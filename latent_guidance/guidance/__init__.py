@@ -22,7 +22,7 @@ from .momentum import MomentumGuidance
 from .perp_neg import PerpNeg
 from .perturbed_attention import PerturbedAttention
 from .rescale import RescaleGuidance
-from .run import GuidanceRun, check_chain, check_on_model
+from .run import GuidanceRun, check_by_uncond, check_chain, check_on_model
 from .schedule import GuidanceSchedule
 from .skipped_layers import SkippedLayers
 from .sliding_mode import SlidingModeCFG
@@ -99,6 +99,7 @@ __all__ = [
     "TokenPerturbation",
     "TwoConditions",
     "WeakenedPass",
+    "check_by_uncond",
     "check_chain",
     "check_on_model",
 ]
