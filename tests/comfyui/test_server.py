@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from .comfy import Refused, Server
+import latent_guidance
+
+from .comfy import ROOT, Refused, Server
 from .test_workflows import NAMES, workflow
 
 START_LIMIT = 0.3
@@ -96,3 +100,25 @@ def test_an_interrupt_stops_a_run_and_the_next_one_works(server: Server, base: P
     entry = server.wait(prompt_id)
     assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
     assert server.run(workflow("classifier_guidance", checkpoint="tiny", seed=4))
+
+
+def test_comfyui_reads_the_packs_project_file(inside: Callable[[str], dict[str, Any]]) -> None:
+    found = inside(
+        f"""
+import inside
+from comfy_config import config_parser
+found = config_parser.extract_node_configuration({str(ROOT)!r})
+project, comfy = found.project, found.tool_comfy
+inside.result.update(
+    name=project.name, version=project.version, license=project.license.text, issues=project.urls.issues,
+    comfyui=project.supported_comfyui_version, systems=project.supported_os, publisher=comfy.publisher_id, icon=comfy.icon,
+)
+"""
+    )
+    assert (found["name"], found["version"], found["license"]) == (
+        "latent-guidance",
+        latent_guidance.__version__,
+        "MIT",
+    )
+    assert found["issues"] and found["publisher"] and found["icon"].endswith(".svg")
+    assert (found["comfyui"], found["systems"]) == (">=0.3.64", ["OS Independent"])
