@@ -14,7 +14,7 @@ import pytest
 import latent_guidance
 
 from .comfy import ROOT, Refused, Server
-from .test_workflows import NAMES, workflow
+from .test_workflows import EVERY, workflow
 
 START_LIMIT = 0.3
 """Seconds that loading the pack may add to ComfyUI's start."""
@@ -48,7 +48,7 @@ def test_the_editor_gets_every_node_as_it_is_declared(
 def test_the_editor_offers_the_example_workflows(server: Server) -> None:
     listed = server.json("/api/workflow_templates")
     mine = next(found for name, found in listed.items() if "latent_guidance" in name)
-    assert sorted(mine) == sorted(NAMES)
+    assert sorted(mine) == EVERY
 
 
 def test_the_model_folders_are_known(server: Server) -> None:
