@@ -1,4 +1,4 @@
-"""``python -m latent_guidance.training emoji | vae | decoder | classifier | unet``: the recipes as commands."""
+"""``python -m latent_guidance.training emoji | vae | decoder | classifier | unet | clip``: the recipes as commands."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
         "Train a classifier of noisy latents. Prints its accuracy on held-out pictures at several noise levels.",
     ),
     "unet": (recipes.train_unet, "Train UNet and text encoder, and complete the checkpoint folder."),
+    "clip": (
+        recipes.train_clip,
+        "Train a CLIP of noisy latents. Prints how often held-out pictures find their caption and their group.",
+    ),
 }
 """Command -> recipe, and what it does in a sentence."""
 
@@ -38,8 +42,10 @@ HELP = {
     "crop": "Side of the crops that it learns from, in pixels.",
     "latent_space": "A name for the VAE's latents; a classifier made for one name refuses another.",
     "device": "cpu or cuda.",
-    "start_from": "A checkpoint folder whose UNet and text encoder a new run begins with, in the place of random weights.",
+    "start_from": "A checkpoint folder whose weights a new run begins with, in the place of random ones.",
     "decay": "The share of the run, up to 1, over which the learning rate falls at its end; 1 is all of it.",
+    "muon": "Train the matrices with Muon in the place of AdamW.",
+    "time_power": "How the noise levels that it learns from are spread: 1 evenly; less gives high noise more weight.",
     "compile": "Compile the passes first: quicker steps after a slow start.",
     "export_only": "Write the run's state as it is now, without training.",
     "by": "What the classes are: group (the folders) or subgroup (of the pictures' metadata).",
@@ -66,8 +72,10 @@ def _command(recipe: Callable[..., Any], name: str, text: str) -> Callable[..., 
     def command(*args: Any, **kwargs: Any) -> None:
         result = recipe(*args, **kwargs)
         if isinstance(result, dict):
-            for level, accuracy in result.items():
-                typer.echo(f"log-SNR {level:+.1f}: accuracy {accuracy:.3f} on held-out pictures")
+            for level, found in result.items():
+                shares = found if isinstance(found, dict) else {"accuracy": found}
+                numbers = ", ".join(f"{what} {share:.3f}" for what, share in shares.items())
+                typer.echo(f"log-SNR {level:+.1f}: {numbers} on held-out pictures")
         elif result is not None:
             typer.echo(f"{name}: {result}")
 

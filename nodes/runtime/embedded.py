@@ -1,7 +1,8 @@
 """The runtime without ComfyUI: the library's own objects stand for MODEL, CLIP, VAE, GUIDER, SAMPLER and NOISE.
 
 See ``base`` for what each function promises. Names are looked up in the pack's ``models/``, then in the run's models
-folder: there, and in its ``latent_guidance/``, lie checkpoint folders, in its ``latent_classifiers/`` classifiers.
+folder: there, and in its ``latent_guidance/``, lie checkpoint folders, in its ``latent_classifiers/`` classifiers, in its
+``latent_clips/`` noisy-latent CLIPs.
 Everything runs in fp32.
 """
 
@@ -14,17 +15,19 @@ from typing import TYPE_CHECKING, Any, cast
 from ...latent_guidance.errors import UserError
 from ...latent_guidance.host.context import current
 from .base import Kind
-from .names import BUNDLED, find, locate
+from .names import BUNDLED, OWN_FOLDERS, find, locate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...latent_guidance.guidance.passes import Passes
     from ...latent_guidance.host.objects import Clip, GuiderNode, LatentSpace, Model, Noise, Sampler, Vae
 
 
 def _found(kind: Kind) -> dict[str, Path]:
     models = current().models
-    return find(kind, [BUNDLED, models / "latent_guidance", models], [models / "latent_classifiers"])
+    own = [models / OWN_FOLDERS[kind]] if kind in OWN_FOLDERS else []
+    return find(kind, [BUNDLED, models / "latent_guidance", models], own)
 
 
 def _path(kind: Kind, name: str) -> Path:
@@ -56,6 +59,12 @@ def load_classifier(name: str) -> Any:
     from ...latent_guidance.models import checkpoint
 
     return checkpoint.load_classifier(_path("classifier", name), device=current().device)
+
+
+def load_noisy_clip(name: str) -> Any:
+    from ...latent_guidance.models import checkpoint
+
+    return checkpoint.load_noisy_clip(_path("noisy_clip", name), device=current().device)
 
 
 def _space(folder: Path) -> LatentSpace:
@@ -135,21 +144,29 @@ def decode_latent(vae: Vae, samples: Tensor) -> Tensor:
     return vae.decode(samples)
 
 
-def make_guider(model: Model, positive: Any, negative: Any | None, rules: Sequence[Any]) -> GuiderNode:
+def make_guider(
+    model: Model, positive: Any, negative: Any | None, rules: Sequence[Any], *, report: bool = False
+) -> GuiderNode:
     from ...latent_guidance.host.branches import check_model
     from ...latent_guidance.host.objects import GuiderNode
 
     model.with_rules(rules)  # refuses what cannot act together
     for other in [branch.model for rule in rules for branch in rule.branches() if branch.model is not None]:
         check_model(other, model)
-    return GuiderNode(model, positive, negative, tuple(rules))
+    return GuiderNode(model, positive, negative, tuple(rules), report=report)
 
 
-def patch_model(model: Model, rules: Sequence[Any]) -> Model:
+def guider_passes(guider: GuiderNode, sigmas: Tensor | None = None) -> Passes:
+    from ...latent_guidance.host.branches import guider_passes
+
+    return guider_passes(guider, sigmas)
+
+
+def patch_model(model: Model, rules: Sequence[Any], *, report: bool = False) -> Model:
     from ...latent_guidance.guidance import check_on_model
 
     check_on_model(rules)
-    return model.with_rules(rules)
+    return model.with_rules(rules, report=report)
 
 
 def make_sampler(

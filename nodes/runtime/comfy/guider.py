@@ -21,6 +21,9 @@ from ....latent_guidance.errors import UserError
 from ....latent_guidance.guidance import GuidanceRun, check_chain, check_on_model
 from ....latent_guidance.guidance.base import Rule, Stage, Step, network_key
 from ....latent_guidance.guidance.cfg import cfg
+from ....latent_guidance.guidance.passes import Passes, noise_range, passes
+from ....latent_guidance.guidance.record import Record
+from ....latent_guidance.guidance.report import REPORTS
 from ....latent_guidance.process import VE_SCALED, Process, process_from_alpha
 from .branches import OtherModel, check_hooks, check_model, other_models, own_conditions
 from .branches import evaluate as evaluate_branches
@@ -95,11 +98,14 @@ def _with_networks(
     return cloned
 
 
-def _one_run(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -> Callable[..., GuidanceRun]:
+def _one_run(
+    model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any], record: Callable[[], Record] | None = None
+) -> Callable[..., GuidanceRun]:
     """``run(model, model_options, base_scale)``, the rules bound to the sampling in progress.
 
     An OUTER_SAMPLE wrapper on ``model`` opens and closes it, so that state lives for one sampling, nested ones included. Made of
-    closures: ComfyUI deep-copies whatever objects it finds in model_options.
+    closures: ComfyUI deep-copies whatever objects it finds in model_options. ``record`` makes
+    what keeps the report of a sampling, to be found by the latents in which the sampling ends.
     """
     rules = tuple(rules)
     open_runs: list[dict[str, GuidanceRun]] = []
@@ -107,16 +113,23 @@ def _one_run(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -> C
     def outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
         open_runs.append({})
         try:
-            return executor(*args, **kwargs)
+            samples = executor(*args, **kwargs)
         finally:
-            open_runs.pop()
+            done = open_runs.pop()
+        if "run" in done and done["run"].record is not None:
+            REPORTS.keep(samples, done["run"].record)
+        return samples
 
     def run(real_model: Any, model_options: Mapping[str, Any], base_scale: float) -> GuidanceRun:
         here = open_runs[-1] if open_runs else {}
         if "run" not in here:
             sigmas = model_options.get("transformer_options", {}).get("sample_sigmas")
             here["run"] = GuidanceRun(
-                rules, process_of(real_model.model_sampling), sigmas=sigmas, base_scale=base_scale
+                rules,
+                process_of(real_model.model_sampling),
+                sigmas=sigmas,
+                base_scale=base_scale,
+                record=None if record is None else record(),
             )
         return here["run"]
 
@@ -164,6 +177,14 @@ class Guider(comfy.samplers.CFGGuider):
 
     others: Sequence[OtherModel] = ()
     """The models that rules bring, beside the guider's own."""
+    rules: Sequence[Any] = ()
+    """The guider's own chain, without what is on its model."""
+
+    def entries(self) -> dict[str, int]:
+        """How many network passes each branch is made of: one for every entry of its condition."""
+        counts = {name: len(conds) for name, conds in self.original_conds.items()}
+        counts |= {name: counts[cond] for other in self.others for name, cond in other.conds.items() if cond in counts}
+        return counts | {"cond": counts["positive"], "uncond": counts.get("negative", 1)}
 
     def inner_sample(
         self,
@@ -235,9 +256,14 @@ class Guider(comfy.samplers.CFGGuider):
 
 
 def make_guider(
-    model: comfy.model_patcher.ModelPatcher, positive: Any, negative: Any | None, rules: Sequence[Any]
+    model: comfy.model_patcher.ModelPatcher,
+    positive: Any,
+    negative: Any | None,
+    rules: Sequence[Any],
+    *,
+    report: bool = False,
 ) -> Guider:
-    """A GUIDER that applies ``rules``.
+    """A GUIDER that applies ``rules``; with ``report`` every sampling keeps its report.
 
     Raises:
         UserError: rules that cannot act together or on this model, that need a negative where there is none, or another condition
@@ -256,14 +282,31 @@ def make_guider(
         check_hooks(positive, negative, *own.values())
     guided = _with_networks(model, rules, others)
     guider = Guider(guided)
-    guider.others = others
-    guider.bound_run = _one_run(guided, rules)  # type: ignore[method-assign]
+    guider.others, guider.rules = others, tuple(rules)
     guider.inner_set_conds({"positive": positive, **own} | ({} if negative is None else {"negative": negative}))
     guider.set_cfg(run.base_scale)
+    entries = guider.entries()
+    record = (lambda: Record(entries=entries)) if report else None
+    guider.bound_run = _one_run(guided, rules, record)  # type: ignore[method-assign]
     return guider
 
 
-def patch_model(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -> comfy.model_patcher.ModelPatcher:
+def guider_passes(guider: Guider, sigmas: Tensor | None = None) -> Passes:
+    """What a guider costs in network passes: over a run's ``sigmas`` (N + 1,), else over the model's whole noise range.
+
+    Without the passes that other nodes' patches on its model make for themselves.
+    """
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    run = GuidanceRun(guider.rules, process_of(sampling), sigmas=sigmas)
+    whole = (float(sampling.sigma_max), float(sampling.sigma_min))
+    levels = noise_range(run, *whole) if sigmas is None else sigmas[:-1]
+    hooked = guider.model_options.get("disable_cfg1_optimization") and "negative" in guider.original_conds
+    return passes(run, levels, entries=guider.entries(), always=frozenset({"uncond"} if hooked else ()))
+
+
+def patch_model(
+    model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any], *, report: bool = False
+) -> comfy.model_patcher.ModelPatcher:
     """A clone of ``model`` that applies ``rules`` after whatever guider samples it has combined its branches.
 
     Rules that change how the branches meet (CFG, interval) take the place of the guider's own combination; with only gradient and
@@ -276,7 +319,7 @@ def patch_model(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -
     needs_uncond = _needs_uncond(rules)
     changes_branches = any(rule.stage is Stage.BRANCHES for rule in rules)
     patched = _with_networks(model, rules)
-    run = _one_run(patched, rules)
+    run = _one_run(patched, rules, (lambda: Record("model")) if report else None)
 
     def guide(args: dict[str, Any]) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
