@@ -170,7 +170,10 @@ def from_parts(w: Workflow) -> None:
     guider = w.node("LGGuider", (760, 204), wide=280, model=unet[0], positive=prompt[0], negative=null[0], rules=cfg[0])
     noise = w.node("LGSeededNoise", (760, 370), wide=280, seed=1, batch_size=4)
     sampler = w.node("LGSamplerDDIM", (760, 530), wide=280, eta=0.0)
-    sigmas = w.node("BasicScheduler", (760, 650), wide=280, model=unet[0], scheduler="karras", steps=STEPS, denoise=1.0)
+    below = 530 + sampler.size[1] + 60
+    sigmas = w.node(
+        "BasicScheduler", (760, below), wide=280, model=unet[0], scheduler="karras", steps=STEPS, denoise=1.0
+    )
     run = w.node(
         "SamplerCustomAdvanced", (1110, 74), noise=noise[0], guider=guider[0], sampler=sampler[0], sigmas=sigmas[0],
         latent_image=size[0],
