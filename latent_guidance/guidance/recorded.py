@@ -43,8 +43,9 @@ def recorded(step: Step, guide: Callable[[Step], Step]) -> Step:
         return _pulled(gradient, guided, leaf)
 
     plain = {name: estimate.detach() for name, estimate in live.estimates.items()}
+    evaluated = {name: estimate.detach() for name, estimate in live.evaluated.items()}
     fields = {"x": step.x, "sigma": step.sigma, "guidance_scale": live.guidance_scale.detach()}
-    return live.replace(**fields, estimates=plain, guided=guided.detach(), pull_back=pull_back)
+    return live.replace(**fields, estimates=plain, evaluated=evaluated, guided=guided.detach(), pull_back=pull_back)
 
 
 def _pulled(gradient: Tensor, guided: Tensor, leaf: Tensor) -> Tensor:
