@@ -95,7 +95,7 @@ def decode_latent(vae: Any, samples: Tensor) -> Tensor:
 
 
 def decoder(vae: Any) -> Any:
-    from .decoder import Decoder
+    from .decoding import Decoder
 
     return Decoder(vae)
 
