@@ -21,6 +21,7 @@ from ..process import Process, expand
 from .base import Rule
 from .gradient import clip_norm, finite_or_unguided, input_gradient, normal_parameters_
 from .knobs import UNLIMITED, Choice, Number, Socket, Text, Whole
+from .latents import Latents
 from .limited_interval import check_window, inside_window
 from .targets import COMBINE, class_target, parse_target, regression_target
 
@@ -32,6 +33,7 @@ class ClassifierConfig(Protocol):
     head: str  # "classes" or "regression"
     latent_channels: int
     scaling_factor: float
+    shift_factor: float
     log_snr_range: tuple[float, float]
     latent_space: str
 
@@ -188,16 +190,14 @@ class ClassifierRule(Rule):
             return regression_target(self.label)
         return class_target(parse_target(self.label, self.classifier.config.labels), self.combine)
 
-    def check_latents(self, channels: int, scaling_factor: float | None) -> None:
+    def check_latents(self, latents: Latents) -> None:
         config = self.classifier.config
-        fits = scaling_factor is None or math.isclose(scaling_factor, config.scaling_factor, rel_tol=1e-3)
-        if channels != config.latent_channels or not fits:
+        mine = Latents(config.latent_space, config.latent_channels, config.scaling_factor, config.shift_factor)
+        if not mine.same_as(latents):
             raise UserError(
-                f"a classifier for the latents of {config.latent_space!r} ({config.latent_channels} channels, scaling factor "
-                f"{config.scaling_factor:g}) on a model with {channels} latent channels"
-                + ("" if scaling_factor is None else f" and scaling factor {scaling_factor:g}"),
-                expected="a classifier trained on this model's own latents",
-                mend="choose another file in the node Load Noisy-Latent Classifier, or train a classifier with this model's VAE",
+                f"a classifier for the latents of {mine} in {self.node.name}, on a model with the latents of {latents}",
+                expected=f"a classifier trained on the latents of {latents.name!r}",
+                mend=f"choose one in the node Load Noisy-Latent Classifier, train one on these latents, or load a model on {mine.name!r}",
             )
 
     def active(self, process: Process, sigma: Tensor, index: int | None) -> Tensor:
@@ -207,6 +207,17 @@ class ClassifierRule(Rule):
         on_turn = index is None or index % self.every_k == 0
         trained = (log_snr >= low) & (log_snr <= high)
         return inside_window(sigma, self.sigma_lo, self.sigma_hi) & trained & on_turn
+
+    def closed(self, process: Process, sigmas: Tensor) -> str:
+        if self.guidance_scale == 0 or any(bool(self.active(process, s[None], i).any()) for i, s in enumerate(sigmas)):
+            return ""
+        low, high = (
+            float(process.sigma_from_alphas_cumprod(torch.tensor(bound, dtype=torch.float64).sigmoid()))
+            for bound in reversed(self.classifier.config.log_snr_range)
+        )
+        every = f", every {self.every_k} steps" if self.every_k > 1 else ""
+        window = f"its window is ({self.sigma_lo:g}, {self.sigma_hi:g}]{every}"
+        return f"{window}, the classifier was trained at {low:.3g} to {high:.3g}"
 
     def gradient(
         self, process: Process, x: Tensor, sigma: Tensor, index: int | None, *, by_entropy: bool = False

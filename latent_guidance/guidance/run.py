@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..process import Process
 from .base import Branch, Rule, Stage, Step
 from .cfg import cfg
+from .windows import warn_of_closed_windows
 
 Evaluate = Callable[[tuple[str, ...]], Mapping[str, Tensor]]
 """Branch names -> their denoised estimates (B, ...), in one call of each network."""
@@ -104,6 +105,8 @@ class GuidanceRun:
         self, rules: Sequence[Rule], process: Process, *, sigmas: Tensor | None = None, base_scale: float = 1.0
     ) -> None:
         check_chain(rules)
+        if sigmas is not None:
+            warn_of_closed_windows(rules, process, sigmas)
         self.process = process
         self.sigmas = sigmas
         combining = next((rule for rule in rules if rule.stage is Stage.COMBINE), None)

@@ -36,6 +36,7 @@ class ClassifierConfig:
         latent_space: Name of the latents it was trained on.
         latent_channels: Their channels.
         scaling_factor: What the VAE's latents were multiplied by.
+        shift_factor: What was subtracted from them before (Stable Diffusion 3 and Flux; 0 for most).
         log_snr_range: Smallest and largest log(alpha**2 / sigma**2) of its training.
         head: "classes" or "regression" (one unbounded number).
         channels: Of the two levels, multiples of 32.
@@ -54,6 +55,7 @@ class ClassifierConfig:
     layers: tuple[int, int] = (1, 1)
     heads: int = 4
     grid: int = 8
+    shift_factor: float = 0.0
 
     def __post_init__(self) -> None:
         for name, (fits, expected) in _FIELDS.items():
@@ -127,6 +129,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "latent_space": (_words, "the name of the latents"),
     "latent_channels": (lambda value: is_whole(value, 1, MAX_CHANNELS), f"a whole number from 1 to {MAX_CHANNELS}"),
     "scaling_factor": (lambda value: is_number(value) and 0 < value <= 1e6, "a number above 0, at most 1000000"),
+    "shift_factor": (lambda value: is_number(value) and abs(value) <= 1e6, "a number, mostly 0"),
     "log_snr_range": (
         lambda value: _pair(value, is_number) and value[0] < value[1],
         "two finite numbers, low and high",

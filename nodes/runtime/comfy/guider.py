@@ -21,6 +21,7 @@ from ....latent_guidance.errors import UserError
 from ....latent_guidance.guidance import GuidanceRun, check_chain, check_on_model
 from ....latent_guidance.guidance.base import Rule, Stage, Step, network_key
 from ....latent_guidance.guidance.cfg import cfg
+from ....latent_guidance.guidance.latents import Latents
 from ....latent_guidance.process import VE_SCALED, Process, process_from_alpha
 from .branches import OtherModel, check_hooks, check_model, other_models, own_conditions
 from .branches import evaluate as evaluate_branches
@@ -44,14 +45,35 @@ def process_of(model_sampling: Any) -> Process:
     return process_from_alpha(alpha)
 
 
+def latents_of(format: comfy.latent_formats.LatentFormat) -> Latents:
+    """What a latent format does to a VAE's latents, measured: formats say it in many ways, and all of them are affine."""
+    name = getattr(format, "latent_space", type(format).__name__)
+    channels, axes = int(format.latent_channels), int(getattr(format, "latent_dimensions", 2))
+    shape = (1, channels, *(1,) * axes)
+    zero, one = (format.process_in(torch.full(shape, value, dtype=torch.float64)).flatten() for value in (0.0, 1.0))
+    scale = one - zero
+    if len(scale) != channels or not (torch.allclose(scale, scale[0]) and torch.allclose(zero, zero[0])):
+        return Latents(name, channels, None)
+    return Latents(name, channels, float(scale[0]), -float(zero[0] / scale[0]) + 0.0)
+
+
 def check_latents(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -> None:
     """Refuse rules made for other latents than the model's."""
-    latents = getattr(model.model, "latent_format", None)
-    if latents is None:
+    format = getattr(model.model, "latent_format", None)
+    for rule in rules if format is not None else ():
+        rule.check_latents(latents_of(format))
+
+
+def check_channels(format: comfy.latent_formats.LatentFormat | None, latent: Tensor) -> None:
+    """Refuse a LATENT of other channels than a model's, before the network does with words about weights."""
+    if format is None or latent.is_nested or latent.ndim != int(getattr(format, "latent_dimensions", 2)) + 2:
         return
-    plain = type(latents).process_in is comfy.latent_formats.LatentFormat.process_in
-    for rule in rules:
-        rule.check_latents(latents.latent_channels, float(latents.scale_factor) if plain else None)
+    if latent.shape[1] != format.latent_channels:
+        raise UserError(
+            f"a latent of {latent.shape[1]} channels for a model on the latents of {latents_of(format)}",
+            expected=f"a latent of {format.latent_channels} channels",
+            mend="make it with an empty-latent node of the model's family, or encode the picture with the model's own VAE",
+        )
 
 
 class Mark:
@@ -102,12 +124,14 @@ def _one_run(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -> C
     closures: ComfyUI deep-copies whatever objects it finds in model_options.
     """
     rules = tuple(rules)
+    format = getattr(model.model, "latent_format", None)  # and not the model, which would then hold itself
     open_runs: list[dict[str, GuidanceRun]] = []
 
-    def outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    def outer_sample(executor: Any, noise: Tensor, latent: Tensor, *args: Any, **kwargs: Any) -> Any:
+        check_channels(format, latent)
         open_runs.append({})
         try:
-            return executor(*args, **kwargs)
+            return executor(noise, latent, *args, **kwargs)
         finally:
             open_runs.pop()
 
