@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from .comfy import run_inside
+from .comfy import HEAVY_SECONDS, run_inside
 from .test_guidance import DIFFERENT, SAME
 
+pytestmark = pytest.mark.timeout(HEAVY_SECONDS)
 HEAVY = pytest.mark.heavy
 FAMILIES = ["sd3", *(pytest.param(name, marks=HEAVY) for name in ("sd15", "sdxl", "flux", "schnell"))]
 WEIGHTS = {
@@ -46,7 +47,8 @@ def measured(
     name = request.param
     script = Path(__file__).with_name("scripts_families.py").read_text("utf-8")
     head = f"FAMILY, FILES, WEIGHTS = {name!r}, {str(files)!r}, {WEIGHTS[name]!r}\n"
-    return run_inside(comfyui, base, head + script, tmp_path_factory.mktemp(name)) | {"name": name}
+    found = run_inside(comfyui, base, head + script, tmp_path_factory.mktemp(name), seconds=HEAVY_SECONDS)
+    return found | {"name": name}
 
 
 def is_flow(measured: dict[str, Any]) -> bool:
