@@ -180,4 +180,57 @@ def _lines(labels: str) -> list[str]:
     return labels.rstrip().splitlines() if labels.strip() else []
 
 
-NODES: dict[str, type] = {"LGClassProbabilities": LGClassProbabilities, "LGPictureGrid": LGPictureGrid}
+class LGGuidanceReport:
+    """Guidance Report."""
+
+    DISPLAY_NAME = "Guidance Report"
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "What guided a run, step by step: noise level, guidance scale in force, the size of the difference between prompt and negative, "
+        "what each rule changed, the classifier's probability of the target, and the network passes paid for; drawn, and as a table in "
+        "JSON. Switch 'report' on in Guider or in Apply Guidance to Model, and connect the latent that its sampler answers: by it "
+        "the run is found, even if the sampler did not have to run again."
+    )
+    SEARCH_ALIASES: ClassVar[list[str]] = ["report", "plot", "guidance scale", "debug guidance", "norms", "passes"]
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("plot", "table")
+    OUTPUT_TOOLTIPS = (
+        "The report as curves over the noise level, noisy on the left; a band spans the pictures of a batch.",
+        "The report as JSON: a row for every call of the guider, a number for every picture.",
+    )
+    FUNCTION = "report"
+    ZH: ClassVar[dict[str, Any]] = {
+        "display_name": "引导报告",
+        "description": (
+            "逐步显示一次采样如何被引导：噪声水平、当前引导强度、正向与反向估计之差的大小、每条规则改变了多少、"
+            "分类器给出的目标概率，以及所用的网络次数；既画成曲线，也给出 JSON 表格。"
+            "请在“引导器”或“将引导应用于模型”中打开 report，并连接采样器输出的潜变量：即使采样器未重新运行，也能据此找到对应的那次采样。"
+        ),
+        "inputs": {"latent": ("潜变量", "采样器的 output 输出，未经其他节点修改；不是 denoised_output。")},
+        "outputs": ("曲线图", "表格"),
+    }
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "latent": (
+                    "LATENT",
+                    {"tooltip": "The sampler's output as it is: not denoised_output, and not changed by another node."},
+                )
+            }
+        }
+
+    def report(self, latent: Any) -> tuple[Tensor, str]:
+        from ..latent_guidance.evaluation.guidance_plot import report_image
+        from ..latent_guidance.guidance.report import REPORTS
+
+        found = REPORTS.find(latent["samples"])
+        return report_image(found), found.to_json()
+
+
+NODES: dict[str, type] = {
+    "LGClassProbabilities": LGClassProbabilities,
+    "LGPictureGrid": LGPictureGrid,
+    "LGGuidanceReport": LGGuidanceReport,
+}

@@ -13,6 +13,15 @@ CATEGORY = "latent guidance/sampling"
 _RULES_HELP = "The chain of guidance rules; without one the model is left as it is. Neutral: not connected."
 _RULES_HELP_ZH = "引导规则链；不连接则不改变模型（中性值）。"
 
+_REPORT = (
+    "BOOLEAN",
+    {
+        "default": False,
+        "tooltip": "Keep what every step does, for the node Guidance Report; the pictures stay the same. Neutral: off.",
+    },
+)
+_REPORT_ZH = ("报告", "保存每一步的情况，供“引导报告”节点使用；画面不变。中性值：关闭。")
+
 
 class LGSeededNoise:
     """Seeded Noise."""
@@ -82,8 +91,12 @@ class LGGuider:
         "one batched call a step; a negative that no rule needs costs nothing."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["guider", "cfg guider", "classifier guidance", "rules"]
-    RETURN_TYPES = ("GUIDER",)
-    OUTPUT_TOOLTIPS = ("The guided model, for SamplerCustomAdvanced.",)
+    RETURN_TYPES = ("GUIDER", "STRING")
+    RETURN_NAMES = ("GUIDER", "passes")
+    OUTPUT_TOOLTIPS = (
+        "The guided model, for SamplerCustomAdvanced.",
+        "What a picture costs: how many network passes a step makes, by what, and at which noise levels.",
+    )
     FUNCTION = "make"
     ZH: ClassVar[dict[str, Any]] = {
         "display_name": "引导器",
@@ -96,8 +109,9 @@ class LGGuider:
             "positive": ("正向条件", "画面应符合的条件。"),
             "negative": ("反向条件", "CFG 等规则与之比较的条件，通常为空条件；没有规则需要时可不连接（中性值）。"),
             "rules": ("规则链", _RULES_HELP_ZH),
+            "report": _REPORT_ZH,
         },
-        "outputs": ("引导器",),
+        "outputs": ("引导器", "网络次数"),
     }
 
     @classmethod
@@ -116,11 +130,16 @@ class LGGuider:
                     },
                 ),
                 "rules": ("LG_GUIDANCE", {"tooltip": _RULES_HELP}),
+                "report": _REPORT,
             },
         }
 
-    def make(self, model: Any, positive: Any, negative: Any = None, rules: Any = None) -> tuple[Any]:
-        return (current().make_guider(model, positive, negative, chain_of(rules, self.DISPLAY_NAME)),)
+    def make(
+        self, model: Any, positive: Any, negative: Any = None, rules: Any = None, report: bool = False
+    ) -> tuple[Any, str]:
+        runtime, chain = current(), chain_of(rules, self.DISPLAY_NAME)
+        guider = runtime.make_guider(model, positive, negative, chain, report=report)
+        return guider, runtime.guider_passes(guider).text
 
 
 class LGApplyGuidance:
@@ -142,7 +161,11 @@ class LGApplyGuidance:
             "把规则链加到 MODEL 上，使其在 KSampler 和其他引导器下生效。"
             "梯度规则叠加在采样器自身的 cfg 结果上；CFG 与区间规则则取代它。"
         ),
-        "inputs": {"model": ("模型", "要引导的模型；输入的模型不会被改变。"), "rules": ("规则链", _RULES_HELP_ZH)},
+        "inputs": {
+            "model": ("模型", "要引导的模型；输入的模型不会被改变。"),
+            "rules": ("规则链", _RULES_HELP_ZH),
+            "report": _REPORT_ZH,
+        },
         "outputs": ("模型",),
     }
 
@@ -152,11 +175,12 @@ class LGApplyGuidance:
             "required": {
                 "model": ("MODEL", {"tooltip": "The model to guide; it is left unchanged, the output is a copy."}),
                 "rules": ("LG_GUIDANCE", {"tooltip": "The chain of guidance rules to put onto the model."}),
-            }
+            },
+            "optional": {"report": _REPORT},
         }
 
-    def patch(self, model: Any, rules: Any) -> tuple[Any]:
-        return (current().patch_model(model, chain_of(rules, self.DISPLAY_NAME)),)
+    def patch(self, model: Any, rules: Any, report: bool = False) -> tuple[Any]:
+        return (current().patch_model(model, chain_of(rules, self.DISPLAY_NAME), report=report),)
 
 
 class LGSamplerDDPM:

@@ -36,6 +36,7 @@ def agreement(cond: Tensor, uncond: Tensor) -> Tensor:
 class AdaptiveGuidance(Rule):
     stage: ClassVar[Stage] = Stage.SCALE
     looks_at_branches: ClassVar[bool] = True
+    may_spare: ClassVar[bool] = True
     node: ClassVar[NodeText] = NodeText(
         id="LGAdaptiveGuidance",
         name="Adaptive Guidance",

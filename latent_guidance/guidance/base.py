@@ -74,6 +74,8 @@ class Step:
         estimates: denoised estimates by branch name: "cond", "uncond", and those of further branches; empty before the network
             was called.
         guided: the guided estimate (B, ...), from COMBINE on.
+        note: takes a number per sample that the rule came by anyway and a report should show, ``note("probability", (B,))``;
+            None where nobody keeps a report, so that nothing is computed for it.
     """
 
     process: Process
@@ -83,6 +85,7 @@ class Step:
     guidance_scale: Tensor
     estimates: Mapping[str, Tensor]
     guided: Tensor | None = None
+    note: Callable[[str, Tensor], None] | None = None
 
     @property
     def cond_denoised(self) -> Tensor:
@@ -156,6 +159,8 @@ class Rule:
     """Branches besides "cond" that the rule cannot do without: a subset of {"uncond"}."""
     looks_at_branches: ClassVar[bool] = False
     """It compares the two branches at every step that has both. A SCALE rule that does is asked a second time, with them."""
+    may_spare: ClassVar[bool] = False
+    """It may find, by what it saw in a run, that a later step needs no second branch; so what a run costs is known as a bound only."""
     uses_uncond: ClassVar[bool] = True
     """Of a COMBINE rule: it goes from the unconditional estimate. One that does not never has it evaluated."""
 

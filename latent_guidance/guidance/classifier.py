@@ -85,7 +85,7 @@ class ClassifierGuidance(ClassifierRule):
 
     def apply(self, step: Step) -> Tensor:
         process, x, sigma = step.process, step.x, step.sigma
-        gradient = self.gradient(process, x, sigma, step.index, by_entropy=self.scaling == "entropy")
+        gradient = self.gradient(process, x, sigma, step.index, by_entropy=self.scaling == "entropy", note=step.note)
         if self.form == "eps":
             shift = eps_form(process, x, step.denoised, gradient, sigma)
         else:

@@ -12,6 +12,9 @@ from ..denoiser import Cond, Denoiser, concat_conds, for_run, repeat_cond
 from ..errors import UserError
 from ..process import Process
 from .base import Branch, Rule
+from .passes import Passes, passes
+from .record import Record
+from .report import Report, last_report
 from .run import GuidanceRun
 
 
@@ -24,17 +27,19 @@ class Guider:
         denoiser: the model.
         rules: any chain of rules that act on the estimate; an empty one leaves the model as it is.
         uncond: the unconditional (or negative) condition, of batch size 1 or x's; None if there is none.
+        report: keep what every call did, for :attr:`report`; False costs nothing.
 
     Raises:
         UserError: rules that cannot act together, or that ask for a branch which this guider cannot evaluate.
     """
 
-    def __init__(self, denoiser: Denoiser, rules: Sequence[Rule], *, uncond: Cond = None) -> None:
+    def __init__(self, denoiser: Denoiser, rules: Sequence[Rule], *, uncond: Cond = None, report: bool = False) -> None:
         self.denoiser = denoiser
         self.rules = tuple(rules)
         self.uncond = uncond
         self.process = denoiser.process
-        self._run = GuidanceRun(self.rules, self.process)
+        self._records: list[Record] | None = [] if report else None
+        self._run = self._bound(None)
         self._models: dict[int, Denoiser] = {}
         for branch in self._run.branches.values():
             _check(branch, self.process)
@@ -44,9 +49,29 @@ class Guider:
     def begin(self, sigmas: Tensor) -> Guider:
         """The guider for one run over ``sigmas`` (N + 1,), with fresh state; samplers call it."""
         fresh = Guider(for_run(self.denoiser, sigmas), self.rules, uncond=self.uncond)
-        fresh._run = GuidanceRun(self.rules, self.process, sigmas=sigmas)
+        fresh._run = self._bound(sigmas)
         fresh._models = {key: for_run(model, sigmas) for key, model in self._models.items()}
         return fresh
+
+    def _bound(self, sigmas: Tensor | None) -> GuidanceRun:
+        """The rules bound to a run; with a report its record replaces the one of the run before."""
+        if self._records is None:
+            return GuidanceRun(self.rules, self.process, sigmas=sigmas)
+        self._records[:] = [Record()]
+        return GuidanceRun(self.rules, self.process, sigmas=sigmas, record=self._records[0])
+
+    @property
+    def report(self) -> Report:
+        """What happened at every call of the last run.
+
+        Raises:
+            UserError: the guider keeps none, or no run has begun.
+        """
+        return last_report(self._records or [])
+
+    def passes(self, sigmas: Tensor) -> Passes:
+        """What one run over ``sigmas`` (N + 1,), ending in 0 or not, costs in network passes if it calls once a step."""
+        return passes(GuidanceRun(self.rules, self.process, sigmas=sigmas), sigmas[:-1])
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
         """Guided estimate (B, ...) of x (B, ...) at sigma (B,); ``cond`` has batch size 1 or B."""

@@ -220,7 +220,14 @@ class ClassifierRule(Rule):
         return f"{window}, the classifier was trained at {low:.3g} to {high:.3g}"
 
     def gradient(
-        self, process: Process, x: Tensor, sigma: Tensor, index: int | None, *, by_entropy: bool = False
+        self,
+        process: Process,
+        x: Tensor,
+        sigma: Tensor,
+        index: int | None,
+        *,
+        by_entropy: bool = False,
+        note: Callable[[str, Tensor], None] | None = None,
     ) -> Tensor:
         """``w * grad_u log p(y | x)`` (B, C, H, W) with respect to u, the unit-variance x; gated, clipped, masked.
 
@@ -230,6 +237,7 @@ class ClassifierRule(Rule):
             sigma: (B,).
             index: of the step, for ``every_k``; None lets every call act.
             by_entropy: multiply each sample's w by log K / H of the classifier's answer.
+            note: is given "probability", p of the target (B,), or "score" of a regression head; NaN where the rule does not act.
 
         Raises:
             UserError: x is not of the classifier's latents.
@@ -257,11 +265,22 @@ class ClassifierRule(Rule):
             log_snr = log_snr.clone()  # what autograd saves must not be an inference tensor
             u = (x * expand(process.unit_scale(sigma), x))[active]
             gradient, logits = input_gradient(values_and_logits, u)
+        if note is not None:
+            self._note(note, log_prob, logits, active)
         gradient = self.guidance_scale * clip_norm(gradient, self.clip)
         if by_entropy:
             gradient = gradient * expand(entropy_scale(logits).to(gradient), gradient)
         result[active] = finite_or_unguided(gradient.to(x.dtype), rule=self.node.name, index=index, sigma=sigma[active])
         return result if self.mask is None else result * resized_mask(self.mask, x)
+
+    def _note(
+        self, note: Callable[[str, Tensor], None], log_prob: Callable[[Tensor], Tensor], logits: Tensor, active: Tensor
+    ) -> None:
+        """Notes what the classifier says of the target, by the logits that the gradient was taken from."""
+        regression = self.classifier.config.head == "regression"
+        values = torch.full(active.shape, torch.nan, dtype=logits.dtype, device=logits.device)
+        values[active] = logits[:, 0] if regression else log_prob(logits).exp()
+        note("score" if regression else "probability", values)
 
 
 def resized_mask(mask: Tensor, x: Tensor) -> Tensor:

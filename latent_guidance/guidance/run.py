@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..process import Process
 from .base import Branch, Rule, Stage, Step
 from .cfg import cfg
+from .record import HOST, Record
 from .windows import warn_of_closed_windows
 
 Evaluate = Callable[[tuple[str, ...]], Mapping[str, Tensor]]
@@ -73,6 +74,13 @@ def check_chain(rules: Sequence[Rule]) -> None:
             )
 
 
+def rule_names(rules: Sequence[Rule]) -> list[str]:
+    """What reports call the rules: their display names, numbered from the second of a kind on."""
+    names = [rule.node.name for rule in rules]
+    before = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{name} {count + 1}" if count else name for name, count in zip(names, before, strict=True)]
+
+
 def check_on_model(rules: Sequence[Rule]) -> None:
     """Refuse rules that cannot act on a model under a guider which knows only a prompt and a negative.
 
@@ -96,13 +104,20 @@ class GuidanceRun:
         process: what x is.
         sigmas: the run's noise levels (N + 1,), or None if unknown (then every k-th-step gates always act).
         base_scale: w where no rule of the chain brings its own (a host's cfg input); 1 is plain conditional.
+        record: what keeps the run's report; None keeps none, at no cost.
 
     Raises:
         UserError: from :func:`check_chain`.
     """
 
     def __init__(
-        self, rules: Sequence[Rule], process: Process, *, sigmas: Tensor | None = None, base_scale: float = 1.0
+        self,
+        rules: Sequence[Rule],
+        process: Process,
+        *,
+        sigmas: Tensor | None = None,
+        base_scale: float = 1.0,
+        record: Record | None = None,
     ) -> None:
         check_chain(rules)
         if sigmas is not None:
@@ -113,15 +128,31 @@ class GuidanceRun:
         self.base_scale = float(getattr(combining, "guidance_scale", base_scale))
         self.branches: dict[str, Branch] = {branch.name: branch for rule in rules for branch in rule.branches()}
         """What rules may ask for besides "cond" and "uncond", by name."""
-        self._rules, self._combining = tuple(rules), combining
-        bound = [(rule, rule.bind(sigmas)) for rule in rules]
-        self._open_scale = [apply for rule, apply in bound if rule.stage is Stage.SCALE and not rule.needs]
-        looking = [(rule, apply) for rule, apply in bound if rule.needs or rule.looks_at_branches]
-        self._closed_scale = [apply for rule, apply in looking if rule.stage is Stage.SCALE]
-        self._branches = [apply for rule, apply in bound if rule.stage is Stage.BRANCHES]
-        self._combine = next((apply for rule, apply in bound if rule.stage is Stage.COMBINE), None)
-        self._post = [apply for rule, apply in bound if rule.stage is Stage.POST]
-        self._gradient = [apply for rule, apply in bound if rule.stage is Stage.GRADIENT]
+        self.rules, self._combining = tuple(rules), combining
+        self.record = record
+        if record is not None:
+            record.describe(rule_names(rules), self.branch_labels)
+        named = list(zip(rule_names(rules), rules, [rule.bind(sigmas) for rule in rules], strict=True))
+
+        def acting(stage: Stage, where: Callable[[Rule], bool] = lambda rule: True) -> list[tuple[str, Callable]]:
+            return [(name, apply) for name, rule, apply in named if rule.stage is stage and where(rule)]
+
+        self._open_scale = acting(Stage.SCALE, lambda rule: not rule.needs)
+        self._closed_scale = acting(Stage.SCALE, lambda rule: bool(rule.needs or rule.looks_at_branches))
+        self._branches = acting(Stage.BRANCHES)
+        self._combine = next(iter(acting(Stage.COMBINE)), None)
+        self._post = acting(Stage.POST)
+        self._gradient = acting(Stage.GRADIENT)
+
+    @property
+    def branch_labels(self) -> dict[str, str]:
+        """What reports call the estimates: "positive", "negative", and for a rule's own the names of the rules that ask for it."""
+        own: dict[str, list[str]] = {}
+        for name, rule in zip(rule_names(self.rules), self.rules, strict=True):
+            for branch in rule.branches():
+                own.setdefault(branch.name, []).append(name)
+        labels = {name: f"of {' and '.join(dict.fromkeys(asking))}" for name, asking in own.items()}
+        return labels | {"cond": "positive", "uncond": "negative"}
 
     @property
     def leaves_combination_alone(self) -> bool:
@@ -146,11 +177,11 @@ class GuidanceRun:
     @property
     def may_ask(self) -> frozenset[str]:
         """Names of the estimates, besides "cond", that rules may ask for in some step of the run."""
-        return frozenset().union(*(rule.may_ask() for rule in self._rules))
+        return frozenset().union(*(rule.may_ask() for rule in self.rules))
 
     def _wanted(self, step: Step) -> tuple[str, ...]:
         """Names of the estimates that this step needs, in a fixed order."""
-        wanted = frozenset().union(*(rule.asks(step) for rule in self._rules))
+        wanted = frozenset().union(*(rule.asks(step) for rule in self.rules))
         by_host = self._combining is None and bool((step.guidance_scale != 1).any())
         uncond = ("uncond",) if by_host or "uncond" in wanted else ()
         return ("cond", *uncond, *(name for name in self.branches if name in wanted))
@@ -172,27 +203,56 @@ class GuidanceRun:
                 of ``branches``.
             host_combine: how a host combines the branches where the chain has no COMBINE rule; plain CFG without it.
         """
-        scale = torch.full_like(sigma, self.base_scale)
-        step = Step(self.process, x, sigma, step_index(sigma, self.sigmas), scale, {})
-        for rule_scale in self._open_scale:
-            step = step.replace(guidance_scale=rule_scale(step))
+        step = self._before_the_network(x, sigma)
+        step = self._seen(None, step, step.replace(estimates=evaluate(self._wanted(step))))
+        for name, change in self._branches:
+            step = self._seen(name, step, step.replace(estimates={**step.estimates, **change(step)}))
+        for name, rule_scale in self._closed_scale if "uncond" in step.estimates else ():
+            step = self._seen(name, step, step.replace(guidance_scale=rule_scale(step)))
 
-        step = step.replace(estimates=evaluate(self._wanted(step)))
-        for change in self._branches:
-            step = step.replace(estimates={**step.estimates, **change(step)})
-        for rule_scale in self._closed_scale if "uncond" in step.estimates else ():
-            step = step.replace(guidance_scale=rule_scale(step))
+        step = self._seen(
+            self._combine[0] if self._combine else HOST, step, step.replace(guided=self._combined(step, host_combine))
+        )
+        for name, change in self._post:
+            step = self._seen(name, step, step.replace(guided=change(step)))
+        shifts = []
+        for name, shift in self._gradient:
+            shifts.append(shift(step))
+            if self.record is not None:
+                self.record.seen(name, step, step.replace(guided=step.denoised + shifts[-1]))
+        guided = sum(shifts, start=step.denoised)
+        if self.record is not None:
+            self.record.end(guided)
+        return guided
 
-        step = step.replace(guided=self._combined(step, host_combine))
-        for change in self._post:
-            step = step.replace(guided=change(step))
-        shifts = [shift(step) for shift in self._gradient]
-        return sum(shifts, start=step.denoised)
+    def _before_the_network(self, x: Tensor, sigma: Tensor) -> Step:
+        """The step as it stands when the network is called, with the scale that the rules have left."""
+        scale, index = torch.full_like(sigma, self.base_scale), step_index(sigma, self.sigmas)
+        step = Step(self.process, x, sigma, index, scale, {}, note=None if self.record is None else self.record.note)
+        if self.record is not None:
+            self.record.begin(step)
+        for name, rule_scale in self._open_scale:
+            step = self._seen(name, step, step.replace(guidance_scale=rule_scale(step)))
+        return step
+
+    def _seen(self, name: str | None, before: Step, after: Step) -> Step:
+        """``after``, what the rule called ``name`` (None: the network) made of ``before``, shown to the record if there is one."""
+        if self.record is not None:
+            self.record.seen(name, before, after)
+        return after
+
+    def wanted_at(self, sigma: Tensor) -> tuple[str, ...]:
+        """Names of the estimates that a call at ``sigma`` (B,) would ask for, as far as that is settled before the run.
+
+        A rule that goes by what it has seen (``looks_at_branches``) may ask for fewer in the run itself. For a run made for this
+        question alone, since rules may remember that they were asked.
+        """
+        return self._wanted(self._before_the_network(sigma.new_zeros(len(sigma), 1, 1, 1), sigma))
 
     def _combined(self, step: Step, host_combine: Callable[[Step], Tensor] | None) -> Tensor:
         if self._combining is not None and self._combine is not None:
             asked = self._combining.asks(step)
-            return self._combine(step) if asked and asked <= step.estimates.keys() else step.cond_denoised
+            return self._combine[1](step) if asked and asked <= step.estimates.keys() else step.cond_denoised
         if "uncond" not in step.estimates:
             return step.cond_denoised if not host_combine else host_combine(step)
         if host_combine is not None:

@@ -13,6 +13,8 @@ from torch import Tensor
 from ..denoiser import Cond, Denoiser, concat_conds, for_run
 from ..errors import UserError
 from ..guidance import Branch, GuidanceRun
+from ..guidance.passes import Passes, noise_range, passes
+from ..guidance.record import Record
 from ..process import Process
 from .objects import Conditioning, GuiderNode, Model
 
@@ -68,7 +70,8 @@ class RunDenoiser:
 
     def __init__(self, guider: GuiderNode, sigmas: Tensor) -> None:
         self.process: Process = guider.model.denoiser.process
-        self.run = GuidanceRun(guider.chain, self.process, sigmas=sigmas, base_scale=guider.cfg)
+        record = Record() if guider.report or guider.model.report else None
+        self.run = GuidanceRun(guider.chain, self.process, sigmas=sigmas, base_scale=guider.cfg, record=record)
         if self.run.may_need_uncond and guider.negative is None:
             raise UserError(
                 "guidance that needs an unconditional estimate, and no negative conditioning",
@@ -89,6 +92,8 @@ class RunDenoiser:
             conditioning, what = _conditioning(branch, guider)
             network.branches[name] = entries(conditioning, network.model, what)
         self.networks = [self.own, *others.values()]
+        if record is not None:
+            record.entries = {name: len(conds) for net in self.networks for name, conds in net.branches.items()}
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
         return self.run(x, sigma, lambda names: self._evaluate(names, x, sigma)[0])
@@ -112,6 +117,16 @@ class RunDenoiser:
             if any(name in names for name in network.branches):
                 estimates |= network.evaluate(names, x, sigma)[0]
         return [estimates, *more]
+
+
+def guider_passes(guider: GuiderNode, sigmas: Tensor | None = None) -> Passes:
+    """What a guider costs in network passes: over a run's ``sigmas`` (N + 1,), else over the model's whole noise range."""
+    model = guider.model
+    run = GuidanceRun(guider.chain, model.denoiser.process, sigmas=sigmas, base_scale=guider.cfg)
+    branches = {"cond": Branch("cond"), "uncond": Branch("uncond")} | run.branches
+    entries = {name: len(_conditioning(branch, guider)[0]) for name, branch in branches.items()}
+    whole = (float(model.schedule.sigma_max), float(model.schedule.sigma_min))
+    return passes(run, noise_range(run, *whole) if sigmas is None else sigmas[:-1], entries=entries)
 
 
 def _conditioning(branch: Branch, guider: GuiderNode) -> tuple[Conditioning, str]:

@@ -59,9 +59,10 @@ class Model:
     rules: tuple[Rule, ...] = ()
     widest: int = 0
     needs: tuple[str, ...] = ("tokens",)
+    report: bool = False
 
-    def with_rules(self, rules: Sequence[Rule]) -> Model:
-        """The same model with ``rules`` after those it has.
+    def with_rules(self, rules: Sequence[Rule], *, report: bool = False) -> Model:
+        """The same model with ``rules`` after those it has; with ``report``, one whose runs keep theirs.
 
         Raises:
             UserError: rules that cannot act together, or made for other latents.
@@ -70,7 +71,7 @@ class Model:
         check_chain(chain)
         for rule in chain:
             rule.check_latents(self.latent_space.latents)
-        return replace(self, rules=chain)
+        return replace(self, rules=chain, report=report or self.report)
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,8 @@ class Sampler:
 class GuiderNode:
     """A GUIDER: a model, its conditions and the rules of this guider, after those patched onto the model.
 
-    ``cfg`` is the scale that a stock guider brings; a rule that combines the branches replaces it.
+    ``cfg`` is the scale that a stock guider brings; a rule that combines the branches replaces it. With ``report`` every run keeps
+    its report, as it does if the model says so.
     """
 
     model: Model
@@ -209,6 +211,7 @@ class GuiderNode:
     negative: Conditioning | None = None
     rules: tuple[Rule, ...] = ()
     cfg: float = 1.0
+    report: bool = False
 
     @property
     def chain(self) -> tuple[Rule, ...]:

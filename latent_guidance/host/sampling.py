@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..guidance.base import network_key
+from ..guidance.report import REPORTS
 from . import memory
 from .branches import RunDenoiser
 from .context import current
@@ -122,6 +123,8 @@ def sample(
             expected="finite latents",
             mend="lower the guidance scales, or use another sampler or more steps",
         )
+    if denoiser.run.record is not None:
+        REPORTS.keep(result, denoiser.run.record)
     return result, (last[0] / factor).float().cpu() if last else result
 
 

@@ -1,4 +1,4 @@
-"""The training loop: AdamW, cosine learning rate, moving average of the weights, a resumable state without pickle.
+"""The training loop: Muon and AdamW, cosine learning rate, moving average of the weights, a resumable state without pickle.
 
 A run is a folder. ``state.safetensors`` holds the networks, their averages, the optimiser's moments and, in its
 metadata, the step and the settings. Every random number of step ``k`` comes from a generator seeded with
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .optimizers import TrainingOptimizer
 
 StepLoss = Callable[[int, torch.Generator], tuple[Tensor, Mapping[str, float]]]
 """(step, generator of that step) -> (scalar loss, named numbers for the log)."""
@@ -38,7 +39,8 @@ class LoopSettings:
         warmup: Steps of linear rise before the peak.
         decay: The share of the run, in (0, 1], at whose end the rate falls from the peak to nothing along a cosine. Less
             than 1 suits a long run that is looked at on the way: the averaged weights of the level part are usable.
-        weight_decay: AdamW's decoupled decay.
+        weight_decay: Decoupled decay.
+        muon: Matrices are moved by Muon, see :mod:`.optimizers`; without it everything is AdamW's.
         clip: Largest gradient norm.
         ema_decay: Decay of the averaged weights, in [0, 1).
         seed: Seed of everything random in the run.
@@ -57,6 +59,7 @@ class LoopSettings:
     warmup: int = 50
     decay: float = 1.0
     weight_decay: float = 0.0
+    muon: bool = False
     clip: float = 1.0
     ema_decay: float = 0.999
     seed: int = 0
@@ -80,7 +83,7 @@ class TrainingRun:
     def __init__(self, network: nn.Module, folder: Path, settings: LoopSettings) -> None:
         on_gpu = settings.device != "cpu"
         self.network = network.to(settings.device)
-        if on_gpu:  # convolutions on tensor cores read channels last
+        if on_gpu and not settings.muon:  # convolutions on tensor cores read channels last
             network.to(memory_format=torch.channels_last)
         self.folder = Path(folder)
         self.settings = settings
@@ -88,12 +91,11 @@ class TrainingRun:
         self.seconds = 0.0
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=settings.learning_rate,
-            betas=(0.9, 0.99),
+        self.optimizer = TrainingOptimizer(
+            self.parameters,
+            learning_rate=settings.learning_rate,
             weight_decay=settings.weight_decay,
-            fused=on_gpu,
+            muon=settings.muon,
         )
         if (self.folder / STATE_FILE).is_file():
             self._load()
@@ -176,9 +178,7 @@ class TrainingRun:
 
         tensors = {f"network.{name}": value.detach() for name, value in self.network.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
-        for name, parameter in self.parameters.items():
-            moments = self.optimizer.state.get(parameter, {})
-            tensors |= {f"adam.{key}.{name}": moments[key] for key in moments}
+        tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
         tensors = {name: value.cpu().contiguous() for name, value in tensors.items()}
         metadata = {
             "step": str(self.step),
@@ -188,10 +188,8 @@ class TrainingRun:
         write_safetensors(self.folder / STATE_FILE, tensors, dtype=torch.float32, metadata=metadata)
 
     def _one_step(self, loss_of: StepLoss) -> dict[str, float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
         loss, shown = loss_of(self.step, step_generator(self.settings.seed, self.step))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
@@ -202,7 +200,7 @@ class TrainingRun:
                 expected="finite numbers",
                 mend=f"{kept}; resume with a learning rate below {self.settings.learning_rate:g}",
             )
-        self.optimizer.step()
+        self.optimizer.step(self._rate())
         self.step += 1
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -242,14 +240,9 @@ class TrainingRun:
         self.network.load_state_dict(network)
         self.step = int(metadata["step"])
         self.seconds = float(metadata["seconds"])
-        for name, parameter in self.parameters.items():
+        for name in self.parameters:
             self.ema[name].copy_(tensors[f"ema.{name}"])
-            if f"adam.step.{name}" in tensors:
-                moments = {key: tensors[f"adam.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
-                state = {key: torch.empty_like(parameter).copy_(value) for key, value in moments.items()}
-                fused = self.optimizer.defaults["fused"]
-                state["step"] = tensors[f"adam.step.{name}"].to(parameter.device if fused else "cpu")
-                self.optimizer.state[parameter] = state
+        self.optimizer.load({name[10:]: value for name, value in tensors.items() if name.startswith("optimizer.")})
 
 
 class _StopFlag:

@@ -169,13 +169,16 @@ def train_unet(
     start_from: Path | None = None,
     decay: float = LoopSettings.decay,
     compile: bool = False,
+    muon: bool = True,
+    time_power: float = UNetRecipe.time_power,
     export_only: bool = False,
     device: str = "cpu",
 ) -> None:
     """Train UNet and text tower and write the rest of ``checkpoint``.
 
     A new run starts from random weights, or from those of the checkpoint ``start_from``. With ``export_only`` the run's
-    state as it is now is written, without training. ``decay`` and ``compile`` are those of :class:`.loop.LoopSettings`.
+    state as it is now is written, without training. ``decay``, ``compile`` and ``muon`` are those of
+    :class:`.loop.LoopSettings`, ``time_power`` that of :class:`.unet.UNetRecipe`.
     """
     from ..models.checkpoint import load_vae, save_index, save_scheduler, save_text_encoder, save_unet
     from ..models.tiny import SCHEDULER_CONFIG
@@ -190,9 +193,10 @@ def train_unet(
         warmup=200,
         decay=decay,
         compile=compile,
+        muon=muon,
         device=device,
     )
-    recipe = UNetRecipe(batch=batch)
+    recipe = UNetRecipe(batch=batch, time_power=time_power)
     if export_only:
         unet, encoder = averaged_unet(latents, runs / "unet", settings=settings, recipe=recipe)
     else:

@@ -48,7 +48,7 @@ class UNetRecipe:
     """
 
     batch: int = 32
-    time_power: float = 0.6
+    time_power: float = 0.4
     drop: float = 0.10
     group_only: float = 0.05
     with_group: float = 0.08

@@ -8,9 +8,12 @@ look inside. Three are the same everywhere, as in ComfyUI: LATENT is ``{"samples
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ...latent_guidance.guidance.passes import Passes
 
 Kind = Literal["checkpoint", "vae", "text_encoder", "unet", "classifier"]
 
@@ -54,12 +57,18 @@ class Runtime(Protocol):
         """IMAGE of unscaled latents."""
         ...
 
-    def make_guider(self, model: Any, positive: Any, negative: Any | None, rules: Sequence[Any]) -> Any:
-        """GUIDER that applies ``rules``."""
+    def make_guider(
+        self, model: Any, positive: Any, negative: Any | None, rules: Sequence[Any], *, report: bool = False
+    ) -> Any:
+        """GUIDER that applies ``rules``; with ``report`` every run keeps its report, to be found by its latents."""
         ...
 
-    def patch_model(self, model: Any, rules: Sequence[Any]) -> Any:
-        """MODEL that applies ``rules`` under whatever samples it."""
+    def guider_passes(self, guider: Any, sigmas: Tensor | None = None) -> Passes:
+        """What a GUIDER of :meth:`make_guider` costs in network passes, over ``sigmas`` (N + 1,) or the model's noise range."""
+        ...
+
+    def patch_model(self, model: Any, rules: Sequence[Any], *, report: bool = False) -> Any:
+        """MODEL that applies ``rules`` under whatever samples it, and keeps its report if asked to."""
         ...
 
     def make_sampler(

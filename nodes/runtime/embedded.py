@@ -19,6 +19,7 @@ from .names import BUNDLED, find, locate
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ...latent_guidance.guidance.passes import Passes
     from ...latent_guidance.host.objects import Clip, GuiderNode, LatentSpace, Model, Noise, Sampler, Vae
 
 
@@ -135,21 +136,29 @@ def decode_latent(vae: Vae, samples: Tensor) -> Tensor:
     return vae.decode(samples)
 
 
-def make_guider(model: Model, positive: Any, negative: Any | None, rules: Sequence[Any]) -> GuiderNode:
+def make_guider(
+    model: Model, positive: Any, negative: Any | None, rules: Sequence[Any], *, report: bool = False
+) -> GuiderNode:
     from ...latent_guidance.host.branches import check_model
     from ...latent_guidance.host.objects import GuiderNode
 
     model.with_rules(rules)  # refuses what cannot act together
     for other in [branch.model for rule in rules for branch in rule.branches() if branch.model is not None]:
         check_model(other, model)
-    return GuiderNode(model, positive, negative, tuple(rules))
+    return GuiderNode(model, positive, negative, tuple(rules), report=report)
 
 
-def patch_model(model: Model, rules: Sequence[Any]) -> Model:
+def guider_passes(guider: GuiderNode, sigmas: Tensor | None = None) -> Passes:
+    from ...latent_guidance.host.branches import guider_passes
+
+    return guider_passes(guider, sigmas)
+
+
+def patch_model(model: Model, rules: Sequence[Any], *, report: bool = False) -> Model:
     from ...latent_guidance.guidance import check_on_model
 
     check_on_model(rules)
-    return model.with_rules(rules)
+    return model.with_rules(rules, report=report)
 
 
 def make_sampler(

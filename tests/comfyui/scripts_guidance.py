@@ -51,7 +51,7 @@ def run(guider, sampler="euler", callback=None, seed=5, x=noise, start=latent):
 
 def ours(rules=(), guided=None, with_negative=True, **more):
     guided = model if guided is None else guided
-    (guider,) = call(
+    guider, _ = call(
         "LGGuider", model=guided, positive=positive, negative=negative if with_negative else None, rules=rules
     )
     return run(guider, **more)
@@ -172,7 +172,7 @@ mask = (torch.arange(8) < 4).float().expand(1, 1, 8, 8)
 
 
 def masked(sampler):
-    (guider,) = call("LGGuider", model=model, positive=positive)
+    guider, _ = call("LGGuider", model=model, positive=positive)
     start = comfy.sample.prepare_noise(latent, 77)
     return guider.sample(noise, start, sampler, sigmas, denoise_mask=mask, disable_pbar=True, seed=5)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -36,7 +37,14 @@ def everything(nodes: Nodes) -> dict[str, Any]:
 
 
 def sample(
-    things: dict[str, Any], *, rules: Any = None, model: Any = None, sampler: Any = None, batch: int = 1, seed: int = 3
+    things: dict[str, Any],
+    *,
+    rules: Any = None,
+    model: Any = None,
+    sampler: Any = None,
+    batch: int = 1,
+    seed: int = 3,
+    report: bool = False,
 ) -> torch.Tensor:
     """Latents (B, 4, 8, 8) drawn with the pack's guider and noise."""
     from latent_guidance.host import stock
@@ -44,8 +52,8 @@ def sample(
     nodes = things["nodes"]
     host = stock.NODE_CLASS_MAPPINGS
     model = things["model"] if model is None else model
-    inputs = dict(positive=things["positive"], negative=things["negative"], rules=rules)
-    (guider,) = call(nodes, "LGGuider", model=model, **inputs)
+    inputs = dict(positive=things["positive"], negative=things["negative"], rules=rules, report=report)
+    guider, _ = call(nodes, "LGGuider", model=model, **inputs)
     (noise,) = call(nodes, "LGSeededNoise", seed=seed, batch_size=batch)
     (latent,) = call(nodes, "LGEmptyLatent", width=64, height=64, batch_size=batch)
     sampler = call(host, "KSamplerSelect", sampler_name="euler")[0] if sampler is None else sampler
@@ -220,3 +228,30 @@ def test_bad_pairings_are_refused_with_words(embedded: Nodes) -> None:
         with pytest.raises(UserError) as error:
             action()
         assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_report_is_found_by_its_latent_and_drawn(embedded: Nodes) -> None:
+    things = everything(embedded)
+    (rules,) = call(embedded, "LGCFG", guidance_scale=3.0)
+    samples = sample(things, rules=guide(things, "Flags", rules=rules), batch=2, report=True)
+    plot, table = call(embedded, "LGGuidanceReport", latent={"samples": samples})
+    [chain] = json.loads(table)["chains"]
+    assert chain["rules"] == ["Classifier-Free Guidance (CFG)", "Classifier Guidance"]
+    assert chain["passes"] == 2 * STEPS == 2 * len(chain["rows"])
+    for row in chain["rows"]:
+        assert all(0 <= p <= 1 for p in row["notes"]["Classifier Guidance"]["probability"]) and len(row["sigma"]) == 2
+        assert min(row["delta"] + row["contributions"]["Classifier Guidance"]) > 0
+    assert plot.shape[0] == 1 and plot.shape[3] == 3 and 0 <= plot.min() <= plot.max() <= 1
+    other = sample(things, rules=rules)
+    with pytest.raises(UserError, match=r"'report'.*Guider"):
+        call(embedded, "LGGuidanceReport", latent={"samples": other})
+
+
+def test_the_guider_says_what_it_costs(embedded: Nodes) -> None:
+    things = everything(embedded)
+    inputs = {name: things[name] for name in ("model", "positive", "negative")}
+    (rules,) = call(embedded, "LGCFG", guidance_scale=3.0)
+    (window,) = call(embedded, "LGLimitedInterval", rules=rules)
+    assert call(embedded, "LGGuider", **inputs)[1] == "1 network pass a step: positive"
+    assert call(embedded, "LGGuider", **inputs, rules=rules)[1] == "2 network passes a step: positive, negative"
+    assert "sigma 5.4 to 0.28: 2 (positive, negative)" in call(embedded, "LGGuider", **inputs, rules=window)[1]

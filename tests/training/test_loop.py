@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from latent_guidance.errors import UserError
 from latent_guidance.training.loop import STATE_FILE, LoopSettings, TrainingRun, batch_indices, step_generator
+from latent_guidance.training.optimizers import TrainingOptimizer
 
 SETTINGS = LoopSettings(steps=20, learning_rate=0.05, warmup=3, log_every=5, seed=4)
 
@@ -54,17 +55,20 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     assert float(loss) < 0.1 * float(start)
 
 
-def test_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
-    whole = _trained(tmp_path / "whole")
-    _trained(tmp_path / "broken", stop_at=7)
-    resumed = _trained(tmp_path / "broken")
+@pytest.mark.parametrize("muon", [False, True])
+def test_resumed_run_equals_an_unbroken_one(tmp_path: Path, muon: bool) -> None:
+    settings = replace(SETTINGS, muon=muon)
+    whole = _trained(tmp_path / "whole", settings=settings)
+    _trained(tmp_path / "broken", stop_at=7, settings=settings)
+    resumed = _trained(tmp_path / "broken", settings=settings)
     assert resumed.step == whole.step == 20
     for name, value in whole.averaged().items():
         assert torch.equal(value, resumed.averaged()[name])
     first, second = ((tmp_path / kind / STATE_FILE) for kind in ("whole", "broken"))
     with safe_open(first, "pt") as a, safe_open(second, "pt") as b:
         names = list(a.keys())
-        assert names == list(b.keys()) and any(name.startswith("adam.exp_avg_sq") for name in names)
+        remembered = "optimizer.momentum_buffer.0.weight" if muon else "optimizer.exp_avg_sq.0.weight"
+        assert names == list(b.keys()) and remembered in names and "optimizer.exp_avg_sq.0.bias" in names
         assert all(torch.equal(a.get_tensor(name), b.get_tensor(name)) for name in names)
     other = _trained(tmp_path / "other", settings=replace(SETTINGS, seed=5))
     assert not torch.equal(other.averaged()["0.weight"], whole.averaged()["0.weight"])
@@ -121,3 +125,24 @@ def test_decay_keeps_the_rate_level_until_the_end(tmp_path: Path) -> None:
     assert level[:16] == [1.0] * 16
     assert all(a > b for a, b in pairwise(level[15:])) and level[-1] < 0.3
     assert all(a > b for a, b in pairwise(rates(1.0)))
+
+
+def test_muon_moves_matrices_by_equal_singular_values_and_leaves_the_rest_to_adamw() -> None:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(6, 8, 3), nn.Conv2d(8, 8, 3)
+    named = {"hidden.weight": first.weight, "conv_in.weight": second.weight, "bias": first.bias}
+    before = {name: p.detach().clone() for name, p in named.items()}
+    optimizer = TrainingOptimizer(named, learning_rate=1.0, weight_decay=0.0, muon=True)
+    for p in named.values():
+        p.grad = torch.randn_like(p) * torch.linspace(1, 100, len(p)).reshape(-1, *(1,) * (p.ndim - 1))
+    optimizer.step(1e-3)
+    moved = {name: before[name] - p.detach() for name, p in named.items()}
+    expected = 1e-3 * 0.2 * (6 * 9) ** 0.5  # the root mean square of AdamW's step, for a matrix (8, 54)
+    assert first.weight.grad is not None
+    plain = torch.linalg.svdvals(first.weight.grad.flatten(1))
+    assert float(plain[-1] / plain[0]) < 0.05  # a step along the gradient itself would be far from even
+    singular = torch.linalg.svdvals(moved["hidden.weight"].flatten(1)) / expected
+    assert float(singular.min()) > 0.6 and float(singular.max()) < 1.3
+    for name in ("conv_in.weight", "bias"):  # AdamW's first step is the sign of the gradient
+        grad = named[name].grad
+        assert grad is not None and torch.allclose(moved[name], 1e-3 * grad.sign(), atol=1e-6)

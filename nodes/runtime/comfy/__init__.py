@@ -87,16 +87,22 @@ def decode_latent(vae: Any, samples: Tensor) -> Tensor:
     return decode(vae, samples)
 
 
-def make_guider(model: Any, positive: Any, negative: Any | None, rules: Sequence[Any]) -> Any:
+def make_guider(model: Any, positive: Any, negative: Any | None, rules: Sequence[Any], *, report: bool = False) -> Any:
     from .guider import make_guider
 
-    return make_guider(model, positive, negative, rules)
+    return make_guider(model, positive, negative, rules, report=report)
 
 
-def patch_model(model: Any, rules: Sequence[Any]) -> Any:
+def guider_passes(guider: Any, sigmas: Tensor | None = None) -> Any:
+    from .guider import guider_passes
+
+    return guider_passes(guider, sigmas)
+
+
+def patch_model(model: Any, rules: Sequence[Any], *, report: bool = False) -> Any:
     from .guider import patch_model
 
-    return patch_model(model, rules)
+    return patch_model(model, rules, report=report)
 
 
 def make_sampler(function: Callable[..., Tensor], options: Mapping[str, Any], step_rules: Sequence[Any] = ()) -> Any:

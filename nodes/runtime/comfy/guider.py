@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -21,10 +20,13 @@ from ....latent_guidance.errors import UserError
 from ....latent_guidance.guidance import GuidanceRun, check_chain, check_on_model
 from ....latent_guidance.guidance.base import Rule, Stage, Step, network_key
 from ....latent_guidance.guidance.cfg import cfg
-from ....latent_guidance.guidance.latents import Latents
+from ....latent_guidance.guidance.passes import Passes, noise_range, passes
+from ....latent_guidance.guidance.record import Record
+from ....latent_guidance.guidance.report import REPORTS
 from ....latent_guidance.process import VE_SCALED, Process, process_from_alpha
 from .branches import OtherModel, check_hooks, check_model, other_models, own_conditions
 from .branches import evaluate as evaluate_branches
+from .checks import check_channels, check_latents, warn_if_distilled
 
 MARKS = "latent_guidance"
 """Key in model_options and additional_models under which the pack keeps its own."""
@@ -43,37 +45,6 @@ def process_of(model_sampling: Any) -> Process:
             mend="use a model of one of these kinds; guidance is not defined for this noising process",
         )
     return process_from_alpha(alpha)
-
-
-def latents_of(format: comfy.latent_formats.LatentFormat) -> Latents:
-    """What a latent format does to a VAE's latents, measured: formats say it in many ways, and all of them are affine."""
-    name = getattr(format, "latent_space", type(format).__name__)
-    channels, axes = int(format.latent_channels), int(getattr(format, "latent_dimensions", 2))
-    shape = (1, channels, *(1,) * axes)
-    zero, one = (format.process_in(torch.full(shape, value, dtype=torch.float64)).flatten() for value in (0.0, 1.0))
-    scale = one - zero
-    if len(scale) != channels or not (torch.allclose(scale, scale[0]) and torch.allclose(zero, zero[0])):
-        return Latents(name, channels, None)
-    return Latents(name, channels, float(scale[0]), -float(zero[0] / scale[0]) + 0.0)
-
-
-def check_latents(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -> None:
-    """Refuse rules made for other latents than the model's."""
-    format = getattr(model.model, "latent_format", None)
-    for rule in rules if format is not None else ():
-        rule.check_latents(latents_of(format))
-
-
-def check_channels(format: comfy.latent_formats.LatentFormat | None, latent: Tensor) -> None:
-    """Refuse a LATENT of other channels than a model's, before the network does with words about weights."""
-    if format is None or latent.is_nested or latent.ndim != int(getattr(format, "latent_dimensions", 2)) + 2:
-        return
-    if latent.shape[1] != format.latent_channels:
-        raise UserError(
-            f"a latent of {latent.shape[1]} channels for a model on the latents of {latents_of(format)}",
-            expected=f"a latent of {format.latent_channels} channels",
-            mend="make it with an empty-latent node of the model's family, or encode the picture with the model's own VAE",
-        )
 
 
 class Mark:
@@ -117,11 +88,14 @@ def _with_networks(
     return cloned
 
 
-def _one_run(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -> Callable[..., GuidanceRun]:
+def _one_run(
+    model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any], record: Callable[[], Record] | None = None
+) -> Callable[..., GuidanceRun]:
     """``run(model, model_options, base_scale)``, the rules bound to the sampling in progress.
 
     An OUTER_SAMPLE wrapper on ``model`` opens and closes it, so that state lives for one sampling, nested ones included. Made of
-    closures: ComfyUI deep-copies whatever objects it finds in model_options.
+    closures: ComfyUI deep-copies whatever objects it finds in model_options. ``record`` makes
+    what keeps the report of a sampling, to be found by the latents in which the sampling ends.
     """
     rules = tuple(rules)
     format = getattr(model.model, "latent_format", None)  # and not the model, which would then hold itself
@@ -131,16 +105,23 @@ def _one_run(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -> C
         check_channels(format, latent)
         open_runs.append({})
         try:
-            return executor(noise, latent, *args, **kwargs)
+            samples = executor(noise, latent, *args, **kwargs)
         finally:
-            open_runs.pop()
+            done = open_runs.pop()
+        if "run" in done and done["run"].record is not None:
+            REPORTS.keep(samples, done["run"].record)
+        return samples
 
     def run(real_model: Any, model_options: Mapping[str, Any], base_scale: float) -> GuidanceRun:
         here = open_runs[-1] if open_runs else {}
         if "run" not in here:
             sigmas = model_options.get("transformer_options", {}).get("sample_sigmas")
             here["run"] = GuidanceRun(
-                rules, process_of(real_model.model_sampling), sigmas=sigmas, base_scale=base_scale
+                rules,
+                process_of(real_model.model_sampling),
+                sigmas=sigmas,
+                base_scale=base_scale,
+                record=None if record is None else record(),
             )
         return here["run"]
 
@@ -188,6 +169,14 @@ class Guider(comfy.samplers.CFGGuider):
 
     others: Sequence[OtherModel] = ()
     """The models that rules bring, beside the guider's own."""
+    rules: Sequence[Any] = ()
+    """The guider's own chain, without what is on its model."""
+
+    def entries(self) -> dict[str, int]:
+        """How many network passes each branch is made of: one for every entry of its condition."""
+        counts = {name: len(conds) for name, conds in self.original_conds.items()}
+        counts |= {name: counts[cond] for other in self.others for name, cond in other.conds.items() if cond in counts}
+        return counts | {"cond": counts["positive"], "uncond": counts.get("negative", 1)}
 
     def inner_sample(
         self,
@@ -259,9 +248,14 @@ class Guider(comfy.samplers.CFGGuider):
 
 
 def make_guider(
-    model: comfy.model_patcher.ModelPatcher, positive: Any, negative: Any | None, rules: Sequence[Any]
+    model: comfy.model_patcher.ModelPatcher,
+    positive: Any,
+    negative: Any | None,
+    rules: Sequence[Any],
+    *,
+    report: bool = False,
 ) -> Guider:
-    """A GUIDER that applies ``rules``.
+    """A GUIDER that applies ``rules``; with ``report`` every sampling keeps its report.
 
     Raises:
         UserError: rules that cannot act together or on this model, that need a negative where there is none, or another condition
@@ -274,20 +268,39 @@ def make_guider(
             mend="connect one to the guider's negative input, for instance Null Conditioning",
         )
     run = GuidanceRun(rules, VE_SCALED)
+    if _needs_uncond(rules):
+        warn_if_distilled(model, rules)
     own, others = own_conditions(run), other_models(run)
     for other in others:
         check_model(other.patcher, model, process_of, MARKS)
         check_hooks(positive, negative, *own.values())
     guided = _with_networks(model, rules, others)
     guider = Guider(guided)
-    guider.others = others
-    guider.bound_run = _one_run(guided, rules)  # type: ignore[method-assign]
+    guider.others, guider.rules = others, tuple(rules)
     guider.inner_set_conds({"positive": positive, **own} | ({} if negative is None else {"negative": negative}))
     guider.set_cfg(run.base_scale)
+    entries = guider.entries()
+    record = (lambda: Record(entries=entries)) if report else None
+    guider.bound_run = _one_run(guided, rules, record)  # type: ignore[method-assign]
     return guider
 
 
-def patch_model(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -> comfy.model_patcher.ModelPatcher:
+def guider_passes(guider: Guider, sigmas: Tensor | None = None) -> Passes:
+    """What a guider costs in network passes: over a run's ``sigmas`` (N + 1,), else over the model's whole noise range.
+
+    Without the passes that other nodes' patches on its model make for themselves.
+    """
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    run = GuidanceRun(guider.rules, process_of(sampling), sigmas=sigmas)
+    whole = (float(sampling.sigma_max), float(sampling.sigma_min))
+    levels = noise_range(run, *whole) if sigmas is None else sigmas[:-1]
+    hooked = guider.model_options.get("disable_cfg1_optimization") and "negative" in guider.original_conds
+    return passes(run, levels, entries=guider.entries(), always=frozenset({"uncond"} if hooked else ()))
+
+
+def patch_model(
+    model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any], *, report: bool = False
+) -> comfy.model_patcher.ModelPatcher:
     """A clone of ``model`` that applies ``rules`` after whatever guider samples it has combined its branches.
 
     Rules that change how the branches meet (CFG, interval) take the place of the guider's own combination; with only gradient and
@@ -298,9 +311,11 @@ def patch_model(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -
     """
     check_on_model(rules)
     needs_uncond = _needs_uncond(rules)
+    if needs_uncond:
+        warn_if_distilled(model, rules)
     changes_branches = any(rule.stage is Stage.BRANCHES for rule in rules)
     patched = _with_networks(model, rules)
-    run = _one_run(patched, rules)
+    run = _one_run(patched, rules, (lambda: Record("model")) if report else None)
 
     def guide(args: dict[str, Any]) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -15,7 +15,8 @@ from ....latent_guidance.guidance.base import network_key
 from ....latent_guidance.guidance.steps import check_step_rules, sampler_options
 from ....latent_guidance.noise import SeededNoise
 from ....latent_guidance.process import Process
-from .guider import check_latents, networks_in, process_of
+from .checks import check_latents
+from .guider import networks_in, process_of
 
 
 class ComfyDenoiser:
