@@ -20,8 +20,8 @@ if family.checkpoint:
     model, clip, vae = call("CheckpointLoaderSimple", ckpt_name=file)
 else:
     (model,) = call("UNETLoader", unet_name=file, weight_dtype="default")
-guiders = part("nodes.runtime.comfy.guider")
-latents = guiders.latents_of(model.model.latent_format)
+checks, guiders = part("nodes.runtime.comfy.checks"), part("nodes.runtime.comfy.guider")
+latents = checks.latents_of(model.model.latent_format)
 process = guiders.process_of(model.get_model_object("model_sampling"))
 result["detected"] = [type(part_).__name__ for part_ in (model.model.model_config, model.model)]
 result["process"], result["latents"] = process.name, str(latents)
@@ -73,7 +73,7 @@ if family.flow:
 others = [getattr(comfy.latent_formats, name)() for name in ("SD15", "SDXL", "SD3", "Flux", "SDXL_Playground_2_5")]
 result["refused"] = {}
 for format in others:
-    other = guiders.latents_of(format)
+    other = checks.latents_of(format)
     if other != latents:
         strange = stage.rule(stage.classifier_for(other))
         result["refused"][other.name] = [

@@ -29,15 +29,24 @@ def latents_of(format: comfy.latent_formats.LatentFormat) -> Latents:
     return Latents(name, channels, float(scale[0]), -float(zero[0] / scale[0]) + 0.0)
 
 
+def latent_format(model: comfy.model_patcher.ModelPatcher) -> comfy.latent_formats.LatentFormat | None:
+    """A MODEL's latent format, with what nodes that change its sampling put in its place; None if it has none."""
+    try:
+        return model.get_model_object("latent_format")
+    except AttributeError:
+        return None
+
+
 def check_latents(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -> None:
     """Refuse rules made for other latents than the model's."""
-    format = getattr(model.model, "latent_format", None)
+    format = latent_format(model)
     for rule in rules if format is not None else ():
         rule.check_latents(latents_of(format))
 
 
-def check_channels(format: comfy.latent_formats.LatentFormat | None, latent: Tensor) -> None:
-    """Refuse a LATENT of other channels than a model's, before the network does with words about weights."""
+def check_channels(model: comfy.model_patcher.ModelPatcher, latent: Tensor) -> None:
+    """Refuse a LATENT of other channels than the model's, before the network does with words about weights."""
+    format = latent_format(model)
     if format is None or latent.is_nested or latent.ndim != int(getattr(format, "latent_dimensions", 2)) + 2:
         return
     if latent.shape[1] != format.latent_channels:

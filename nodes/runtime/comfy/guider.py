@@ -98,11 +98,12 @@ def _one_run(
     what keeps the report of a sampling, to be found by the latents in which the sampling ends.
     """
     rules = tuple(rules)
-    format = getattr(model.model, "latent_format", None)  # and not the model, which would then hold itself
     open_runs: list[dict[str, GuidanceRun]] = []
 
     def outer_sample(executor: Any, noise: Tensor, latent: Tensor, *args: Any, **kwargs: Any) -> Any:
-        check_channels(format, latent)
+        patcher = executor.class_obj.model_patcher  # as it is now: nodes after ours may have changed what it samples
+        check_latents(patcher, rules)
+        check_channels(patcher, latent)
         open_runs.append({})
         try:
             samples = executor(noise, latent, *args, **kwargs)
