@@ -22,7 +22,10 @@ def latents_of(format: comfy.latent_formats.LatentFormat) -> Latents:
     name = getattr(format, "latent_space", type(format).__name__)
     channels, axes = int(format.latent_channels), int(getattr(format, "latent_dimensions", 2))
     shape = (1, channels, *(1,) * axes)
-    zero, one = (format.process_in(torch.full(shape, value, dtype=torch.float64)).flatten() for value in (0.0, 1.0))
+    try:
+        zero, one = (format.process_in(torch.full(shape, value, dtype=torch.float64)).flatten() for value in (0.0, 1.0))
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        return Latents(name, channels, None)  # one that takes more than a plain tensor; known by its name
     scale = one - zero
     if len(scale) != channels or not (torch.allclose(scale, scale[0]) and torch.allclose(zero, zero[0])):
         return Latents(name, channels, None)
