@@ -1,4 +1,4 @@
-"""Loading checkpoint folders, their parts, and classifiers."""
+"""Loading checkpoint folders, their parts, and networks on noisy latents."""
 
 from __future__ import annotations
 
@@ -174,10 +174,49 @@ class LGLoadClassifier:
         return loaded, labels
 
 
+class LGLoadNoisyCLIP:
+    """Load Noisy-Latent CLIP."""
+
+    DISPLAY_NAME = "Load Noisy-Latent CLIP"
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Loads a CLIP that reads noisy latents, for Noisy-Latent CLIP Guidance. It fits every model on the VAE that it was trained on, and "
+        "takes prompts that were encoded by the text encoder that it was trained with; other latents and other encodings are refused."
+    )
+    SEARCH_ALIASES: ClassVar[list[str]] = ["noisy clip", "clip guidance", "glide", "noised clip"]
+    RETURN_TYPES = ("LG_NOISY_CLIP",)
+    RETURN_NAMES = ("noisy_clip",)
+    OUTPUT_TOOLTIPS = ("The noisy-latent CLIP, for Noisy-Latent CLIP Guidance.",)
+    FUNCTION = "load"
+    ZH: ClassVar[dict[str, Any]] = {
+        "display_name": "加载带噪潜变量 CLIP",
+        "description": (
+            "加载一个读取带噪潜变量的 CLIP，用于带噪潜变量 CLIP 引导。它适用于同一 VAE 上的任何模型，"
+            "提示词须由其训练所用的文本编码器编码；其他潜变量或其他编码会被拒绝。"
+        ),
+        "inputs": {
+            "noisy_clip": (
+                "带噪 CLIP",
+                "models/latent_clips 中的带噪潜变量 CLIP，以及检查点文件夹自带的（emoji 为节点包自带）。",
+            )
+        },
+        "outputs": ("带噪 CLIP",),
+    }
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        tooltip = "A CLIP in models/latent_clips, or one inside a checkpoint folder; emoji is the one that comes with the pack."
+        return {"required": {"noisy_clip": _combo("noisy_clip", tooltip)}}
+
+    def load(self, noisy_clip: str) -> tuple[Any]:
+        return (current().load_noisy_clip(noisy_clip),)
+
+
 NODES: dict[str, type] = {
     "LGLoadCheckpoint": LGLoadCheckpoint,
     "LGLoadVAE": LGLoadVAE,
     "LGLoadTextEncoder": LGLoadTextEncoder,
     "LGLoadUNet": LGLoadUNet,
     "LGLoadClassifier": LGLoadClassifier,
+    "LGLoadNoisyCLIP": LGLoadNoisyCLIP,
 }

@@ -11,6 +11,7 @@ from .cfg_zero_star import CFGZeroStar
 from .classifier import ClassifierGuidance
 from .classifier_mean_shift import ClassifierMeanShift
 from .classifier_post_step import ClassifierPostStep
+from .clip import NoisyCLIPGuidance
 from .curve import GuidanceCurve
 from .dynamic_threshold import DynamicThresholding
 from .frequency_decoupled import FrequencyDecoupledGuidance
@@ -47,6 +48,7 @@ RULES: tuple[type[Rule], ...] = (
     ClassifierGuidance,
     ClassifierMeanShift,
     ClassifierPostStep,
+    NoisyCLIPGuidance,
 )
 """Every rule there is, in menu order. A new rule is a file in this folder and a line here."""
 
@@ -71,6 +73,7 @@ __all__ = [
     "MagnitudeAwareGuidance",
     "MomentumGuidance",
     "NodeText",
+    "NoisyCLIPGuidance",
     "PerpNeg",
     "RescaleGuidance",
     "Rule",

@@ -22,17 +22,9 @@ from torch import Tensor
 
 from ..process import Process, expand
 from .base import NodeText, Stage, Step
-from .gradient import sample_norm
+from .gradient import relative_scale, score_form
 from .knobs import Choice
 from .noisy_classifier import ClassifierRule
-
-
-def score_form(process: Process, unit_gradient: Tensor, sigma: Tensor) -> Tensor:
-    """What w grad_u log p (B, ...) adds to the denoised estimate: sigma^2 / alpha * grad_x; zero at alpha = 0.
-
-    ``unit_gradient`` is with respect to u = x / sqrt(alpha^2 + sigma^2), so that grad_x = unit_scale * grad_u.
-    """
-    return process.score_to_denoised_shift(expand(process.unit_scale(sigma), unit_gradient) * unit_gradient, sigma)
 
 
 def eps_form(process: Process, x: Tensor, denoised: Tensor, unit_gradient: Tensor, sigma: Tensor) -> Tensor:
@@ -41,14 +33,6 @@ def eps_form(process: Process, x: Tensor, denoised: Tensor, unit_gradient: Tenso
     eps = process.eps(x, denoised, sigma) - expand(noise_part, x) * unit_gradient
     shifted = process.denoised_from_eps(x, eps, sigma)
     return torch.where(expand(process.alpha(sigma) == 0, x), torch.zeros_like(x), shifted - denoised)
-
-
-def relative_scale(shift: Tensor, x: Tensor, denoised: Tensor, fraction: float) -> Tensor:
-    """``shift`` (B, ...) made ``|fraction|`` times as long as x - denoised, per sample; a zero shift stays zero."""
-    norm = sample_norm(shift)
-    wanted = abs(fraction) * sample_norm(x - denoised)
-    factor = torch.where(norm > 0, wanted / norm, torch.zeros_like(norm))
-    return shift * expand(factor, shift)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..process import expand
+from ..process import Process, expand
 from .knobs import UNLIMITED
 
 log = logging.getLogger("latent_guidance")
@@ -65,6 +65,22 @@ def clip_norm(gradient: Tensor, largest: float) -> Tensor:
     norm = sample_norm(gradient)
     factor = torch.where(norm > largest, largest / norm, torch.ones_like(norm))
     return gradient * expand(factor, gradient)
+
+
+def score_form(process: Process, unit_gradient: Tensor, sigma: Tensor) -> Tensor:
+    """What w grad_u log p (B, ...) adds to the denoised estimate: sigma^2 / alpha * grad_x; zero at alpha = 0.
+
+    ``unit_gradient`` is with respect to u = x / sqrt(alpha^2 + sigma^2), so that grad_x = unit_scale * grad_u.
+    """
+    return process.score_to_denoised_shift(expand(process.unit_scale(sigma), unit_gradient) * unit_gradient, sigma)
+
+
+def relative_scale(shift: Tensor, x: Tensor, denoised: Tensor, fraction: float) -> Tensor:
+    """``shift`` (B, ...) made ``|fraction|`` times as long as x - denoised, per sample; a zero shift stays zero."""
+    norm = sample_norm(shift)
+    wanted = abs(fraction) * sample_norm(x - denoised)
+    factor = torch.where(norm > 0, wanted / norm, torch.zeros_like(norm))
+    return shift * expand(factor, shift)
 
 
 def finite_or_unguided(gradient: Tensor, *, rule: str, index: int | None, sigma: Tensor) -> Tensor:

@@ -9,25 +9,26 @@
          unet/           config.json, diffusion_pytorch_model.safetensors
          scheduler/      scheduler_config.json
          classifier/     config.json, model.safetensors            (optional)
+         clip/           config.json, model.safetensors            (optional: the noisy-latent CLIP)
 
-diffusers' ``DiffusionPipeline.from_pretrained`` loads the same folder and does not look at ``classifier/``.
+diffusers' ``DiffusionPipeline.from_pretrained`` loads the same folder and does not look at ``classifier/`` and ``clip/``.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
 from ..errors import UserError
 from .building import loaded
-from .classifier import Classifier, ClassifierConfig, NoisyLatentClassifier, new_classifier
+from .classifier import Classifier, ClassifierConfig, new_classifier
 from .configs import read_text_config, read_unet_config, read_vae_config
 from .files import (
     component_folder,
@@ -37,6 +38,8 @@ from .files import (
     write_json,
     write_safetensors,
 )
+from .noisy_clip import NoisyCLIP, NoisyCLIPConfig, new_noisy_clip
+from .noisy_tower import NoisyLatentTower, TowerConfig
 from .text_encoder import TextEncoder, from_clip_keys, new_text_encoder, to_clip_keys
 from .tokenizer import CHUNK_LENGTH, Tokenizer, load_tokenizer, write_tokenizer
 from .unet import ConditionedUNet, empty_cond, new_unet
@@ -55,6 +58,7 @@ class Checkpoint:
 
     Attributes:
         classifier: None if the folder has none.
+        noisy_clip: The noisy-latent CLIP; None if the folder has none.
         latent_space: Name of the VAE's latents, the folder's name if the VAE does not say; for people and for new
             classifiers. Whether a classifier fits is told from channels and scaling factor, since VAEs are often renamed.
     """
@@ -67,6 +71,7 @@ class Checkpoint:
     path: Path
     name: str
     latent_space: str
+    noisy_clip: NoisyCLIP | None = None
 
 
 def load_checkpoint(
@@ -77,7 +82,7 @@ def load_checkpoint(
     Args:
         folder: See the module's docstring.
         device: Where the networks go.
-        dtype: What VAE, text encoder and UNet compute in; the classifier is always fp32.
+        dtype: What VAE, text encoder and UNet compute in; classifier and noisy-latent CLIP are always fp32.
 
     Raises:
         UserError: A file is missing, pickled, damaged, or does not belong to its config.
@@ -91,6 +96,7 @@ def load_checkpoint(
         unet=load_unet(folder, device=device, dtype=dtype),
         scheduler_config=read_json(scheduler),
         classifier=load_classifier(folder, device=device) if (folder / "classifier").is_dir() else None,
+        noisy_clip=load_noisy_clip(folder, device=device) if (folder / "clip").is_dir() else None,
         path=folder,
         name=folder.name,
         latent_space=latent_space_of(folder),
@@ -156,34 +162,60 @@ def load_classifier(path: Path | str, *, device: torch.device | str = "cpu") -> 
 
     The single file carries its config in its metadata.
     """
+    network, fingerprint = _load_on_noisy_latents(path, "classifier", ClassifierConfig, new_classifier, device)
+    return Classifier(network, fingerprint=fingerprint)
+
+
+def load_noisy_clip(path: Path | str, *, device: torch.device | str = "cpu") -> NoisyCLIP:
+    """Load the noisy-latent CLIP of a checkpoint folder, of a ``clip/`` folder, or of one ``.safetensors`` file.
+
+    The single file carries its config in its metadata.
+    """
+    network, fingerprint = _load_on_noisy_latents(path, "clip", NoisyCLIPConfig, new_noisy_clip, device)
+    return NoisyCLIP(network, fingerprint=fingerprint)
+
+
+_Config = TypeVar("_Config", bound=TowerConfig)
+_Tower = TypeVar("_Tower", bound=NoisyLatentTower)
+
+
+def _load_on_noisy_latents(
+    path: Path | str,
+    component: str,
+    config_class: type[_Config],
+    build: Callable[[_Config], _Tower],
+    device: torch.device | str,
+) -> tuple[_Tower, str]:
+    """A network on noisy latents and its fingerprint."""
     path = Path(path)
     if path.is_file() and path.suffix == ".safetensors":
         file, folder = path, None
     else:
-        folder = component_folder(path, "classifier")
+        folder = component_folder(path, component)
         file = weights_file(folder)
     metadata = read_header(file)[1]
+    what = config_class.what
     if folder is not None:
-        config = ClassifierConfig.from_json(read_json(folder / "config.json"))
+        config = config_class.from_json(read_json(folder / "config.json"))
     elif "config" in metadata:
-        config = ClassifierConfig.from_json(_metadata_json(file, metadata["config"]))
+        config = config_class.from_json(_metadata_json(file, metadata["config"], what))
     else:
         raise UserError(
-            f"{file} says nothing about its labels and latents in its metadata",
-            expected="a noisy-latent classifier's safetensors file",
-            mend="choose a classifier that this library wrote",
+            f"{file} says nothing about its latents in its metadata",
+            expected=f"a {what}'s safetensors file",
+            mend=f"choose a {what} that this library wrote",
         )
 
-    def trial(network: NoisyLatentClassifier) -> None:
-        network(torch.zeros(1, config.latent_channels, 8, 8), torch.zeros(1))
+    def trial(network: _Tower) -> None:
+        network.trial(torch.zeros(1, config.latent_channels, 8, 8), torch.zeros(1))
 
-    network = loaded("classifier", file, lambda: new_classifier(config), module=lambda network: network, trial=trial)
+    network = loaded(what, file, lambda: build(config), module=lambda network: network, trial=trial)
     network.to(device).requires_grad_(False)
-    return Classifier(network, fingerprint=_fingerprint(config, file))
+    return network, _fingerprint(config, file)
 
 
-def _fingerprint(config: ClassifierConfig, weights: Path) -> str:
-    """What tells one classifier from another: a hash of its description and of the bytes of its weights."""
+def _fingerprint(config: TowerConfig, weights: Path) -> str:
+    """What tells one network from another: a hash of its description and of the bytes of its weights."""
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     digest.update(json.dumps(config.to_json(), sort_keys=True).encode())
@@ -225,11 +257,19 @@ def save_classifier(
     classifier: Classifier, folder: Path, *, name: str = "classifier", dtype: torch.dtype = torch.float16
 ) -> None:
     """Write ``folder/name``; the safetensors file alone is a whole classifier too."""
-    target = Path(folder) / name
-    config = classifier.config.to_json()
-    metadata = {"config": json.dumps(config)}
-    write_safetensors(target / TEXT_WEIGHTS, classifier.network.state_dict(), dtype=dtype, metadata=metadata)
-    write_json(target / "config.json", {"_class_name": "NoisyLatentClassifier", **config})
+    _save_on_noisy_latents(classifier.network, classifier.config, Path(folder) / name, dtype)
+
+
+def save_noisy_clip(clip: NoisyCLIP, folder: Path, *, name: str = "clip", dtype: torch.dtype = torch.float16) -> None:
+    """Write ``folder/name``; the safetensors file alone is a whole noisy-latent CLIP too."""
+    _save_on_noisy_latents(clip.network, clip.config, Path(folder) / name, dtype)
+
+
+def _save_on_noisy_latents(network: NoisyLatentTower, config: TowerConfig, target: Path, dtype: torch.dtype) -> None:
+    fields = config.to_json()
+    metadata = {"config": json.dumps(fields)}
+    write_safetensors(target / TEXT_WEIGHTS, network.state_dict(), dtype=dtype, metadata=metadata)
+    write_json(target / "config.json", {"_class_name": type(network).__name__, **fields})
 
 
 def save_scheduler(config: Mapping[str, Any], folder: Path) -> None:
@@ -263,6 +303,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path, *, dtype: torch.dtype 
     save_scheduler(checkpoint.scheduler_config, folder)
     if checkpoint.classifier is not None:
         save_classifier(checkpoint.classifier, folder, dtype=dtype)
+    if checkpoint.noisy_clip is not None:
+        save_noisy_clip(checkpoint.noisy_clip, folder, dtype=dtype)
     save_index(folder)
 
 
@@ -296,13 +338,13 @@ def emoji_folder() -> Path | None:
     return folder if (folder / "model_index.json").is_file() else None
 
 
-def _metadata_json(file: Path, text: str) -> object:
+def _metadata_json(file: Path, text: str, what: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"The config in the metadata of {file} is not JSON ({error})",
-            expected="a noisy-latent classifier's safetensors file",
+            expected=f"a {what}'s safetensors file",
             mend="download or copy it again",
         ) from error
 

@@ -9,7 +9,8 @@ import torch
 
 from .checkpoint import Checkpoint, save_checkpoint
 from .classifier import Classifier, ClassifierConfig, new_classifier
-from .text_encoder import new_text_encoder, text_config
+from .noisy_clip import NoisyCLIP, NoisyCLIPConfig, new_noisy_clip
+from .text_encoder import TextEncoder, new_text_encoder, text_config
 from .unet import new_unet, unet_config
 from .vae import new_vae
 
@@ -67,15 +68,34 @@ def make_tiny_checkpoint(folder: Path | str, *, seed: int = 0, labels: tuple[str
             channels=(32, 32),
             layers=(1, 1),
         )
+        classifier = Classifier(new_classifier(config))
         checkpoint = Checkpoint(
             vae=vae,
             text_encoder=encoder,
             unet=unet,
             scheduler_config=dict(SCHEDULER_CONFIG),
-            classifier=Classifier(new_classifier(config)),
+            classifier=classifier,
+            noisy_clip=_tiny_clip(encoder),
             path=folder,
             name=folder.name,
             latent_space="tiny",
         )
     save_checkpoint(checkpoint, folder, dtype=torch.float32)
     return folder
+
+
+def _tiny_clip(encoder: TextEncoder) -> NoisyCLIP:
+    config = NoisyCLIPConfig(
+        latent_space="tiny",
+        latent_channels=4,
+        scaling_factor=0.8,
+        log_snr_range=LOG_SNR_RANGE,
+        channels=(32, 32),
+        layers=(1, 1),
+        text_width=encoder.width,
+        embed_width=16,
+        text_encoder="that of tiny",
+    )
+    clip = NoisyCLIP(new_noisy_clip(config))
+    clip.network.text_start.copy_(encoder.encode("")[0][0, 0])
+    return clip

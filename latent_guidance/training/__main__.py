@@ -1,4 +1,4 @@
-"""``python -m latent_guidance.training emoji | vae | decoder | classifier | unet``: the recipes as commands."""
+"""``python -m latent_guidance.training emoji | vae | decoder | classifier | unet | clip``: the recipes as commands."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ def _echoing(recipe: Callable[..., Any], name: str) -> Callable[..., None]:
     def command(*args: Any, **kwargs: Any) -> None:
         result = recipe(*args, **kwargs)
         if isinstance(result, dict):
-            for level, accuracy in result.items():
-                typer.echo(f"log-SNR {level:+.1f}: accuracy {accuracy:.3f} on held-out pictures")
+            for level, found in result.items():
+                shares = found if isinstance(found, dict) else {"accuracy": found}
+                numbers = ", ".join(f"{what} {share:.3f}" for what, share in shares.items())
+                typer.echo(f"log-SNR {level:+.1f}: {numbers} on held-out pictures")
         elif result is not None:
             typer.echo(f"{name}: {result}")
 
@@ -39,6 +41,7 @@ def main() -> None:
         "decoder": recipes.settle_decoder,
         "classifier": recipes.train_classifier,
         "unet": recipes.train_unet,
+        "clip": recipes.train_clip,
     }
     for name, recipe in commands.items():
         app.command(name)(_echoing(recipe, name))

@@ -86,15 +86,7 @@ def train_classifier(
         chosen = torch.stack(
             [by_class[k][int(u * len(by_class[k]))] for k, u in zip(labels.tolist(), picks, strict=True)]
         )
-        share = recipe.batch // len(sets)
-        cuts = [chosen[number * share : (number + 1) * share] for number in range(len(sets) - 1)]
-        cuts.append(chosen[(len(sets) - 1) * share :])
-        x0 = torch.cat(
-            [
-                random_crops(latents.draw(cut, generator=generator), size=recipe.crop, generator=generator)
-                for latents, cut in zip(sets, cuts, strict=True)
-            ]
-        )
+        x0 = drawn_crops(sets, chosen, size=recipe.crop, generator=generator)
         log_snr = low + (high - low) * torch.rand(recipe.batch, generator=generator)
         x = noised(x0, log_snr, generator=generator).to(settings.device)
         with run.arithmetic():
@@ -106,6 +98,24 @@ def train_classifier(
     run.train(loss_of, progress=progress)
     run.finished()
     return Classifier(network)
+
+
+def drawn_crops(sets: Sequence[LatentSet], chosen: Tensor, *, size: int, generator: torch.Generator) -> Tensor:
+    """Crops (B, C, size, size) of posterior samples of the pictures ``chosen`` (B,), an equal share of the batch from each set.
+
+    Args:
+        sets: Latents of the same pictures in the same order.
+        chosen: Indices of pictures.
+        size: Side of the crops.
+        generator: Draws samples and places.
+    """
+    share = len(chosen) // len(sets)
+    cuts = chosen.split([share] * (len(sets) - 1) + [len(chosen) - share * (len(sets) - 1)])
+    crops = [
+        random_crops(latents.draw(cut, generator=generator), size=size, generator=generator)
+        for latents, cut in zip(sets, cuts, strict=True)
+    ]
+    return torch.cat(crops)
 
 
 def noised(x0: Tensor, log_snr: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -8,6 +8,7 @@ Each takes folders and a few numbers, resumes its own run, and writes its part o
     python -m latent_guidance.training classifier CHECKPOINT RUNS
     python -m latent_guidance.training classifier CHECKPOINT RUNS --by subgroup
     python -m latent_guidance.training unet CHECKPOINT RUNS
+    python -m latent_guidance.training clip CHECKPOINT RUNS            # after the UNet: it reads its text encoder's tokens
 
 RUNS keeps what is needed to go on: the states of the runs and the encoded pictures. With a limit of ``minutes`` the
 learning rate falls to nothing at that time; such a run depends on the machine's speed and is not repeatable bit for bit.
@@ -17,13 +18,16 @@ learning rate falls to nothing at that time; such a run depends on the machine's
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .classifier import ClassifierRecipe, accuracy_by_noise, held_out
 from .classifier import train_classifier as train_classifier_network
+from .clip import CLIPRecipe, retrieval_by_noise
+from .clip import train_clip as train_clip_network
 from .data import load_image_folder
 from .emoji import make_emoji_folder
-from .latents import encode_folder
+from .latents import LatentSet, encode_folder
 from .loop import LoopSettings
 from .unet import UNetRecipe, averaged_unet
 from .unet import train_unet as train_unet_network
@@ -31,8 +35,11 @@ from .vae import VAERecipe, reconstruction_psnr
 from .vae import settle_decoder as settle_decoder_network
 from .vae import train_vae as train_vae_network
 
+if TYPE_CHECKING:
+    from ..models.vae import VAE
+
 REPORT_LEVELS = (-5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 7.0)
-"""log-SNRs at which the classifier's accuracy is reported."""
+"""log-SNRs at which the accuracy of networks on noisy latents is reported."""
 
 
 def make_emoji(folder: Path | None = None) -> Path:
@@ -127,9 +134,7 @@ def train_classifier(
     if by not in ("group", "subgroup"):
         raise UserError(f"by = {by!r}", expected='"group" or "subgroup"', mend="choose one of them")
     vae = load_vae(checkpoint, device=device)
-    root = _pictures(pictures)
-    sources = (("128", False, "latents-128"), ("160", False, "latents-160"), ("160", True, "latents-160-mirrored"))
-    sets = [encode_folder(vae, root / size, runs / f"{name}.safetensors", flip=flip) for size, flip, name in sources]
+    sets = _latent_sets(vae, _pictures(pictures), runs)
     if by == "subgroup":
         sets = [latents.by_subgroup() for latents in sets]
     name = "classifier" if by == "group" else "classifier_subgroups"
@@ -154,6 +159,65 @@ def train_classifier(
     )
     save_classifier(classifier, checkpoint, name=name)
     return accuracy_by_noise(classifier, sets[0], log_snrs=REPORT_LEVELS, chosen=held_out(len(sets[0])))
+
+
+def train_clip(
+    checkpoint: Path,
+    runs: Path,
+    *,
+    pictures: Path | None = None,
+    steps: int = 3000,
+    minutes: float | None = None,
+    learning_rate: float = 1.5e-3,
+    seed: int = 0,
+    batch: int = CLIPRecipe.batch,
+    start_from: Path | None = None,
+    device: str = "cpu",
+) -> dict[float, dict[str, float]]:
+    """Train a noisy-latent CLIP on the tokens of ``checkpoint``'s text encoder and write ``checkpoint``/clip.
+
+    A new run starts from random weights, or from those of the CLIP in the checkpoint folder ``start_from``, from which a text
+    encoder that was trained further is learned in a few hundred steps.
+
+    Returns:
+        How often held-out pictures find their caption and their group at each log-SNR of ``REPORT_LEVELS``; see
+        ``clip.retrieval_by_noise``.
+    """
+    from ..models.checkpoint import latent_space_of, load_noisy_clip, load_text_encoder, load_vae, save_noisy_clip
+    from ..models.noisy_clip import NoisyCLIPConfig
+    from ..models.tiny import LOG_SNR_RANGE
+
+    vae = load_vae(checkpoint, device=device)
+    sets = _latent_sets(vae, _pictures(pictures), runs)
+    encoder = load_text_encoder(checkpoint, device=device)
+    config = NoisyCLIPConfig(
+        latent_space=latent_space_of(checkpoint),
+        latent_channels=vae.latent_channels,
+        scaling_factor=vae.scaling_factor,
+        log_snr_range=LOG_SNR_RANGE,
+        text_width=encoder.width,
+        text_encoder=f"that of {latent_space_of(checkpoint)}",
+    )
+    settings = LoopSettings(
+        steps=steps,
+        learning_rate=learning_rate,
+        minutes=minutes,
+        seed=seed,
+        weight_decay=0.1,
+        ema_decay=0.998,
+        device=device,
+    )
+    clip = train_clip_network(
+        sets,
+        encoder,
+        runs / "clip",
+        config=config,
+        settings=settings,
+        recipe=CLIPRecipe(batch=batch),
+        start_from=None if start_from is None else load_noisy_clip(start_from),
+    )
+    save_noisy_clip(clip, checkpoint)
+    return retrieval_by_noise(clip, encoder, sets[0], log_snrs=REPORT_LEVELS, chosen=held_out(len(sets[0])))
 
 
 def train_unet(
@@ -207,6 +271,12 @@ def train_unet(
     save_text_encoder(encoder, checkpoint)
     save_scheduler(SCHEDULER_CONFIG, checkpoint)
     save_index(checkpoint)
+
+
+def _latent_sets(vae: VAE, root: Path, runs: Path) -> list[LatentSet]:
+    """Latents of the pictures at 128 pixels, and at 160 plain and mirrored; kept in ``runs``."""
+    sources = (("128", False, "latents-128"), ("160", False, "latents-160"), ("160", True, "latents-160-mirrored"))
+    return [encode_folder(vae, root / size, runs / f"{name}.safetensors", flip=flip) for size, flip, name in sources]
 
 
 def _pictures(folder: Path | None) -> Path:

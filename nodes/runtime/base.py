@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ...latent_guidance.guidance.passes import Passes
 
-Kind = Literal["checkpoint", "vae", "text_encoder", "unet", "classifier"]
+Kind = Literal["checkpoint", "vae", "text_encoder", "unet", "classifier", "noisy_clip"]
 
 
 class Runtime(Protocol):
@@ -43,6 +43,10 @@ class Runtime(Protocol):
 
     def load_classifier(self, name: str) -> Any:
         """A noisy-latent classifier: an object with ``.config`` and ``.logits(x_unit, log_snr) -> (B, K)``."""
+        ...
+
+    def load_noisy_clip(self, name: str) -> Any:
+        """A noisy-latent CLIP: an object with ``.config``, ``.image_features(x_unit, log_snr)`` and ``.text_features(tokens)``."""
         ...
 
     def encode_text(self, clip: Any, text: str) -> Any:

@@ -1,7 +1,8 @@
 """The runtime without ComfyUI: the library's own objects stand for MODEL, CLIP, VAE, GUIDER, SAMPLER and NOISE.
 
 See ``base`` for what each function promises. Names are looked up in the pack's ``models/``, then in the run's models
-folder: there, and in its ``latent_guidance/``, lie checkpoint folders, in its ``latent_classifiers/`` classifiers.
+folder: there, and in its ``latent_guidance/``, lie checkpoint folders, in its ``latent_classifiers/`` classifiers, in its
+``latent_clips/`` noisy-latent CLIPs.
 Everything runs in fp32.
 """
 
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ...latent_guidance.errors import UserError
 from ...latent_guidance.host.context import current
 from .base import Kind
-from .names import BUNDLED, find, locate
+from .names import BUNDLED, OWN_FOLDERS, find, locate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 def _found(kind: Kind) -> dict[str, Path]:
     models = current().models
-    return find(kind, [BUNDLED, models / "latent_guidance", models], [models / "latent_classifiers"])
+    own = [models / OWN_FOLDERS[kind]] if kind in OWN_FOLDERS else []
+    return find(kind, [BUNDLED, models / "latent_guidance", models], own)
 
 
 def _path(kind: Kind, name: str) -> Path:
@@ -57,6 +59,12 @@ def load_classifier(name: str) -> Any:
     from ...latent_guidance.models import checkpoint
 
     return checkpoint.load_classifier(_path("classifier", name), device=current().device)
+
+
+def load_noisy_clip(name: str) -> Any:
+    from ...latent_guidance.models import checkpoint
+
+    return checkpoint.load_noisy_clip(_path("noisy_clip", name), device=current().device)
 
 
 def _space(folder: Path) -> LatentSpace:

@@ -1,4 +1,4 @@
-"""Finding checkpoint folders and classifiers by the names that combo boxes show. Nothing is loaded here."""
+"""Finding checkpoint folders, classifiers and noisy-latent CLIPs by the names that combo boxes show. Nothing is loaded here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ _LOADERS: dict[Kind, str] = {
     "text_encoder": "checkpoint folder with a text encoder",
     "unet": "checkpoint folder with a UNet",
     "classifier": "noisy-latent classifier",
+    "noisy_clip": "noisy-latent CLIP",
 }
+_INSIDE: dict[Kind, str] = {"classifier": "classifier", "noisy_clip": "clip"}
+"""How the folders of networks on noisy latents begin, inside a checkpoint folder."""
+OWN_FOLDERS: dict[Kind, str] = {"classifier": "latent_classifiers", "noisy_clip": "latent_clips"}
+"""The folder of models/ in which such networks lie by themselves."""
 
 
 def _folders(root: Path) -> list[Path]:
@@ -31,12 +36,12 @@ def _folders(root: Path) -> list[Path]:
         return []
 
 
-def _classifiers(roots: Iterable[Path], classifier_roots: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+def _on_noisy_latents(part: str, roots: Iterable[Path], own_roots: Iterable[Path]) -> Iterator[tuple[str, Path]]:
     for name, folder in checkpoint_folders(roots).items():
         for inner in _folders(folder):
-            if inner.name.startswith("classifier") and (inner / "config.json").is_file():
-                yield (name if inner.name == "classifier" else f"{name}/{inner.name}"), inner
-    for root in classifier_roots:
+            if inner.name.startswith(part) and (inner / "config.json").is_file():
+                yield (name if inner.name == part else f"{name}/{inner.name}"), inner
+    for root in own_roots:
         for folder in _folders(root):
             if (folder / "config.json").is_file():
                 yield folder.name, folder
@@ -46,16 +51,16 @@ def _classifiers(roots: Iterable[Path], classifier_roots: Iterable[Path]) -> Ite
                     yield file.relative_to(root).as_posix(), file
 
 
-def find(kind: Kind, roots: Iterable[Path], classifier_roots: Iterable[Path] = ()) -> dict[str, Path]:
+def find(kind: Kind, roots: Iterable[Path], own_roots: Iterable[Path] = ()) -> dict[str, Path]:
     """Name -> folder or file of everything of ``kind``, in the order of the roots; of equal names the first counts.
 
     Args:
         kind: what to look for.
         roots: folders that hold checkpoint folders.
-        classifier_roots: folders that hold classifiers: folders, or files that carry their own description.
+        own_roots: folders that hold networks on noisy latents: folders, or files that carry their own description.
     """
-    if kind == "classifier":
-        found = list(_classifiers(list(roots), classifier_roots))
+    if kind in _INSIDE:
+        found = list(_on_noisy_latents(_INSIDE[kind], list(roots), own_roots))
     elif kind == "checkpoint":
         found = list(checkpoint_folders(roots).items())
     else:
@@ -79,10 +84,10 @@ def locate(kind: Kind, name: str, found: dict[str, Path]) -> Path:
     """
     if name not in found:
         refuse_pickle(Path(name))
-        own = "models/latent_classifiers, or a checkpoint folder's classifier/"
+        own = f"models/{OWN_FOLDERS[kind]}, or a checkpoint folder's {_INSIDE[kind]}/" if kind in _INSIDE else ""
         raise UserError(
             f"a {_LOADERS[kind]} called {name!r}, which is not there",
             expected="one of " + (", ".join(found) or "those found, and none was found"),
-            mend=f"choose another name, or put it into {own if kind == 'classifier' else 'models/latent_guidance'} and refresh",
+            mend=f"choose another name, or put it into {own or 'models/latent_guidance'} and refresh",
         )
     return found[name]

@@ -91,6 +91,8 @@ wide = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(4))
 whole = call("VAEDecode", samples={"samples": wide}, vae=vae)[0]
 tiled = call("VAEDecodeTiled", vae=vae, samples={"samples": wide}, tile_size=64, overlap=32)[0]
 result["tiles"] = [list(tiled.shape), bool(torch.isfinite(tiled).all()), float((tiled - whole).abs().mean())]
+one_tile = call("VAEDecodeTiled", vae=vae, samples={"samples": wide}, tile_size=512, overlap=64)[0]
+result["one tile"] = far(whole, one_tile)
 result["tiles of another latent"] = float((tiled.flip(1) - whole).abs().mean())
 
 # --- what nodes make of a model's sampling -------------------------------------------------------------------------------------
@@ -127,9 +129,6 @@ for name, change in SAMPLINGS.items():
     guided = here.ours(both)
     result["node after ours"][name] = far(guided, here.core(change(stage.patch(model, rule)), 4.0))
     result["sampling differs"][name] = far(guided, usual.ours(both))
-result["img to img"] = refused(
-    lambda: usual.ours(rule, resampled("ModelSamplingDiscrete", model, sampling="img_to_img", zsnr=False))
-)
 after = resampled("ModelSamplingContinuousEDM", stage.patch(model, rule), sampling="edm_playground_v2.5", **EDM)
 result["other latents by a node after ours"] = refused(lambda: usual.core(after, 4.0))
 

@@ -49,10 +49,11 @@ def test_img2img_starts_where_ksampler_does(measured: dict[str, Any]) -> None:
 
 
 def test_our_vae_decodes_in_tiles(measured: dict[str, Any]) -> None:
-    """Tiles see less of the picture around them than the whole does: close, not equal."""
+    """A tile does not see the picture around it: several tiles are near the whole, and one is equal to it."""
     shape, finite, difference = measured["tiles"]
     assert shape == [1, 128, 192, 3] and finite
-    assert difference <= 0.25 * measured["tiles of another latent"]
+    assert difference < measured["tiles of another latent"]
+    assert measured["one tile"] <= 1e-3
 
 
 @pytest.mark.parametrize("name", VE + FLOW)
@@ -63,10 +64,6 @@ def test_every_sampling_is_guided(measured: dict[str, Any], name: str) -> None:
     assert measured["process"][name] == ("rectified flow" if name in FLOW else "VE-scaled")
     assert measured["node after ours"][name] <= SAME, "the sampling is read when it runs, not when the node does"
     assert name == "v" or measured["sampling differs"][name] >= DIFFERENT  # the tiny model is a v-model
-
-
-def test_a_sampling_without_noise_is_refused(measured: dict[str, Any]) -> None:
-    assert measured["img to img"].startswith("UserError: ") and "noising process" in measured["img to img"]
 
 
 def test_latents_changed_by_a_later_node_are_refused(measured: dict[str, Any]) -> None:

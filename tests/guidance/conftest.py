@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from latent_guidance.errors import UserError
 
 LABELS = ("cat", "dog", "bird", "fish")
 
@@ -45,6 +48,36 @@ class SmallClassifier:
 
     def with_config(self, **changes: object) -> SmallClassifier:
         return SmallClassifier(replace(self.config, **changes))
+
+
+class SmallCLIP:
+    """Unit vectors of unit-variance x at log-SNR, and of tokens (B, L, 6), by small smooth random functions."""
+
+    def __init__(self, config: Config | None = None, dtype: torch.dtype = torch.float64) -> None:
+        self.config = config or Config()
+        self.image = SmallClassifier(replace(self.config, labels=tuple("abcdefgh")), dtype)
+        self.network = self.image.network
+        self.text = drawn(6, 8, seed=3).to(dtype)
+        self.logit_scale = torch.tensor(20.0, dtype=dtype)
+        self.calls = self.image.calls
+
+    def check_text(self, tokens: Tensor) -> None:
+        if tokens.shape[-1] != len(self.text):
+            raise UserError("tokens of another width", expected="6", mend="use the right text encoder")
+
+    def text_features(self, tokens: Tensor) -> Tensor:
+        return nn.functional.normalize(torch.tanh(tokens.to(self.text) @ self.text).mean(dim=1), dim=1)
+
+    def image_features(self, x: Tensor, log_snr: Tensor) -> Tensor:
+        return nn.functional.normalize(self.image.logits(x, log_snr), dim=1)
+
+    def with_config(self, **changes: object) -> SmallCLIP:
+        return SmallCLIP(replace(self.config, **changes))
+
+
+def prompt(seed: int = 0) -> list[list[Any]]:
+    """A CONDITIONING of one encoded prompt, for SmallCLIP."""
+    return [[drawn(1, 5, 6, seed=seed), {}]]
 
 
 @pytest.fixture

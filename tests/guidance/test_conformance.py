@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,23 +15,25 @@ from latent_guidance.guidance import CFG, RULES, GuidanceRun, Rule, Stage
 from latent_guidance.guidance.knobs import Choice, Number, Socket, Switch, Text, Whole, default, knobs
 from latent_guidance.process import RECTIFIED_FLOW, VE_SCALED, Process
 
-from .conftest import SmallClassifier, latents
+from .conftest import SmallClassifier, SmallCLIP, latents, prompt
 
 PROCESSES = [VE_SCALED, RECTIFIED_FLOW]
 SIGMAS = torch.tensor([0.9, 0.6, 0.3], dtype=torch.float64)
 ON_ESTIMATES = [rule for rule in RULES if rule.stage is not Stage.STEP]
 
-FAKES: dict[str, Any] = {"CONDITIONING": [["a prompt", {}]], "MODEL": object()}
-"""What stands in sockets whose objects rules never look into."""
+FAKES: dict[str, Any] = {"CONDITIONING": prompt(), "MODEL": object()}
+"""What stands in sockets whose objects hardly any rule looks into."""
+MADE: dict[str, Callable[[], Any]] = {"LG_CLASSIFIER": SmallClassifier, "LG_NOISY_CLIP": SmallCLIP}
+"""What stands in sockets whose objects rules call."""
 
 
 def make(rule_class: type[Rule], **values: Any) -> Rule:
     """The rule at its defaults, with what sockets and texts need."""
     given: dict[str, Any] = {}
     for name, knob in knobs(rule_class).items():
-        if isinstance(knob, Socket) and knob.type == "LG_CLASSIFIER":
-            given[name] = SmallClassifier()
-        elif isinstance(knob, Socket) and knob.type in FAKES:
+        if isinstance(knob, Socket) and knob.type in MADE:
+            given[name] = MADE[knob.type]()
+        elif isinstance(knob, Socket) and knob.type in FAKES and not knob.optional:
             given[name] = FAKES[knob.type]
         elif isinstance(knob, Text) and not default(rule_class, name):
             given[name] = "cat"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN"}
 SOCKETS = {
     "MODEL", "CLIP", "VAE", "CONDITIONING", "LATENT", "IMAGE", "MASK", "GUIDER", "SAMPLER", "SIGMAS", "NOISE", "STRING",
-    "LG_GUIDANCE", "LG_CLASSIFIER",
+    "LG_GUIDANCE", "LG_CLASSIFIER", "LG_NOISY_CLIP",
 }  # fmt: skip
 
 

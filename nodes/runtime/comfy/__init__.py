@@ -13,14 +13,14 @@ import folder_paths
 from torch import Tensor
 
 from ..base import Kind
-from ..names import BUNDLED, find, locate
+from ..names import BUNDLED, OWN_FOLDERS, find, locate
 
-_FOLDERS = ("latent_guidance", "latent_classifiers")
+CHECKPOINTS = "latent_guidance"
 
 
 def register_folders() -> None:
-    """Tell ComfyUI of models/latent_guidance (checkpoint folders) and models/latent_classifiers, once."""
-    for name in _FOLDERS:
+    """Tell ComfyUI of models/latent_guidance (checkpoint folders), latent_classifiers and latent_clips, once."""
+    for name in (CHECKPOINTS, *OWN_FOLDERS.values()):
         if folder_paths.folder_names_and_paths.get(name, ((), None))[1] == {".safetensors"}:
             continue
         folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name), is_default=False)
@@ -30,8 +30,9 @@ def register_folders() -> None:
 
 def _found(kind: Kind) -> dict[str, Path]:
     register_folders()
-    checkpoints, classifiers = ([Path(path) for path in folder_paths.get_folder_paths(name)] for name in _FOLDERS)
-    return find(kind, [BUNDLED, *checkpoints], classifiers)
+    names = [CHECKPOINTS, *([OWN_FOLDERS[kind]] if kind in OWN_FOLDERS else [])]
+    checkpoints, *own = ([Path(path) for path in folder_paths.get_folder_paths(name)] for name in names)
+    return find(kind, [BUNDLED, *checkpoints], own[0] if own else [])
 
 
 def names(kind: Kind) -> list[str]:
@@ -67,6 +68,12 @@ def load_classifier(name: str) -> Any:
     from . import checkpoint
 
     return checkpoint.load_classifier(locate("classifier", name, _found("classifier")))
+
+
+def load_noisy_clip(name: str) -> Any:
+    from . import checkpoint
+
+    return checkpoint.load_noisy_clip(locate("noisy_clip", name, _found("noisy_clip")))
 
 
 def encode_text(clip: Any, text: str) -> Any:

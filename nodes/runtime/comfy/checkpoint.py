@@ -87,6 +87,14 @@ def _latent_space(checkpoint: Path, unet: Mapping[str, Any]) -> model.LatentSpac
 def load_classifier(path: Path) -> Any:
     """A classifier that ComfyUI loads and frees with the model it guides."""
     from ....latent_guidance.models.checkpoint import load_classifier
-    from .classifier import ClassifierHandle
+    from .networks import ClassifierHandle
 
     return ClassifierHandle(load_classifier(path))
+
+
+def load_noisy_clip(path: Path) -> Any:
+    """A noisy-latent CLIP that ComfyUI loads and frees with the model it guides."""
+    from ....latent_guidance.models.checkpoint import load_noisy_clip
+    from .networks import NoisyCLIPHandle
+
+    return NoisyCLIPHandle(load_noisy_clip(path))
