@@ -23,7 +23,13 @@ Cond = Tensor | Mapping[str, "Cond"] | None
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """An estimate of E[x0 | x], with x (B, ...) in the coordinates of ``process``, sigma (B,)."""
+    """An estimate of E[x0 | x], with x (B, ...) in the coordinates of ``process``, sigma (B,).
+
+    A denoiser may offer further methods of the same arguments, for samplers that need more than the estimate:
+    ``with_variance -> (denoised, variance)`` (see :meth:`NetworkDenoiser.with_variance`), and ``with_uncond ->
+    (denoised, uncond_denoised)``, for a guided one: what a call gives, and the unconditional branch as its network
+    gave it, before rules changed it (see `guidance.Guider.with_uncond`).
+    """
 
     process: Process
 

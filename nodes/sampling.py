@@ -1,4 +1,4 @@
-"""Noise, guiders, patches and samplers."""
+"""Noise, guiders and patches."""
 
 from __future__ import annotations
 
@@ -183,109 +183,8 @@ class LGApplyGuidance:
         return (current().patch_model(model, chain_of(rules, self.DISPLAY_NAME), report=report),)
 
 
-class LGSamplerDDPM:
-    """DDPM Sampler."""
-
-    DISPLAY_NAME = "DDPM Sampler"
-    CATEGORY = CATEGORY
-    DESCRIPTION = (
-        "The ancestral sampler of the DDPM paper, with a choice of the step's variance, and the place for rules that act inside the "
-        "step (Classifier Mean Shift, Classifier Post-Step)."
-    )
-    SEARCH_ALIASES: ClassVar[list[str]] = ["ddpm", "ancestral", "sampler", "mean shift"]
-    RETURN_TYPES = ("SAMPLER",)
-    OUTPUT_TOOLTIPS = ("The sampler, for SamplerCustomAdvanced.",)
-    FUNCTION = "make"
-    ZH: ClassVar[dict[str, Any]] = {
-        "display_name": "DDPM 采样器",
-        "description": (
-            "DDPM 论文中的祖先采样器，可选择每步的方差；也是在步内生效的规则（分类器均值偏移、步后修正）的连接处。"
-        ),
-        "inputs": {
-            "variance": (
-                "方差",
-                "每步噪声的方差：beta_tilde 为后验方差（默认），beta 更大，learned_range 需要会预测方差的网络。",
-            ),
-            "rules": ("规则链", "只接受在步内生效的规则（名称以 DDPM 结尾）；不连接则不引导（中性值）。"),
-        },
-        "outputs": ("采样器",),
-    }
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "variance": (
-                    ["beta_tilde", "beta", "learned_range"],
-                    {
-                        "default": "beta_tilde",
-                        "tooltip": "Variance of a step's noise: beta_tilde is that of the posterior (the usual choice), beta is larger, "
-                        "learned_range needs a network that predicts it.",
-                    },
-                )
-            },
-            "optional": {
-                "rules": (
-                    "LG_GUIDANCE",
-                    {
-                        "tooltip": "Rules that act inside a step, and no others: their names end in DDPM. Neutral: not connected."
-                    },
-                )
-            },
-        }
-
-    def make(self, variance: str, rules: Any = None) -> tuple[Any]:
-        from ..latent_guidance.samplers import sample_ddpm
-
-        chain = chain_of(rules, self.DISPLAY_NAME)
-        return (current().make_sampler(sample_ddpm, {"variance": variance}, chain),)
-
-
-class LGSamplerDDIM:
-    """DDIM Sampler."""
-
-    DISPLAY_NAME = "DDIM Sampler"
-    CATEGORY = CATEGORY
-    DESCRIPTION = "DDIM, from deterministic (eta 0) to as random as DDPM (eta 1)."
-    SEARCH_ALIASES: ClassVar[list[str]] = ["ddim", "sampler", "eta"]
-    RETURN_TYPES = ("SAMPLER",)
-    OUTPUT_TOOLTIPS = ("The sampler, for SamplerCustomAdvanced.",)
-    FUNCTION = "make"
-    ZH: ClassVar[dict[str, Any]] = {
-        "display_name": "DDIM 采样器",
-        "description": "DDIM 采样器：eta 为 0 时是确定性的，为 1 时与 DDPM 同样随机。",
-        "inputs": {"eta": ("eta", "每步加入多少新噪声：0 为确定性（中性值），1 为 DDPM 的方差。范围：0 到 1。")},
-        "outputs": ("采样器",),
-    }
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "eta": (
-                    "FLOAT",
-                    {
-                        "default": 0.0,
-                        "min": 0.0,
-                        "max": 1.0,
-                        "step": 0.01,
-                        "tooltip": "How much fresh noise a step adds: 0 is deterministic, 1 has the variance of DDPM. Neutral: 0. "
-                        "Range: 0 to 1.",
-                    },
-                )
-            }
-        }
-
-    def make(self, eta: float) -> tuple[Any]:
-        from ..latent_guidance.samplers import sample_ddim
-
-        return (current().make_sampler(sample_ddim, {"eta": eta}),)
-
-
 NODES: dict[str, type] = {
     "LGSeededNoise": LGSeededNoise,
     "LGGuider": LGGuider,
     "LGApplyGuidance": LGApplyGuidance,
-    "LGSamplerDDPM": LGSamplerDDPM,
-    "LGSamplerDDIM": LGSamplerDDIM,
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from latent_guidance.analytic import GaussianMixture
 from latent_guidance.process import RECTIFIED_FLOW, VE_SCALED, Process, expand
-from latent_guidance.samplers import SAMPLERS, sample_dpmpp_2m
+from latent_guidance.samplers import SAMPLERS, Recurrence, sample_dpmpp_2m
+from latent_guidance.samplers import recurrence as recurrence_module
 
 N = 8000
 THRESHOLD = 0.035
@@ -137,6 +139,48 @@ def test_sigma_squared_without_alpha_does_not_on_flow() -> None:
 @pytest.mark.parametrize(("name", "steps"), [("heun", 20), ("euler_ancestral", 80), ("dpmpp_2m_sde", 40)])
 def test_other_samplers_too(process: Process, name: str, steps: int) -> None:
     assert sampled_distance(process, right, RARE, SAMPLERS[name], steps) < THRESHOLD
+
+
+def with_recurrence(process: Process, name: str, steps: int) -> float:
+    """The distance after a run of the exact conditional denoiser that takes every step three times."""
+    model, labels, sigmas = mixture(process), torch.full((N,), RARE), grid(process, steps)
+    generator = torch.Generator().manual_seed(3)
+    x = model.marginal_sample(N, sigmas[0], labels, generator)
+
+    def noise(sigma: float, sigma_next: float) -> Tensor:
+        return torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
+    result = SAMPLERS[name](model, x, sigmas, labels, noise_sampler=noise, recurrence=Recurrence(3))
+    return distance(result, model, sigmas[-1], RARE)
+
+
+@both
+@pytest.mark.parametrize(("name", "steps"), [("heun", 16), ("euler_ancestral", 60)])
+def test_recurrence_leaves_the_marginal_as_it_is(process: Process, name: str, steps: int) -> None:
+    assert with_recurrence(process, name, steps) < THRESHOLD
+
+
+def noised_by_sigma(process: Process, x: Tensor, sigma: Tensor, sigma_to: Tensor, noise: Tensor) -> Tensor:
+    """Noise of the whole level in the place of what is missing of it."""
+    return process.alpha(sigma_to) / process.alpha(sigma) * x + sigma_to * noise
+
+
+def noised_by_difference(process: Process, x: Tensor, sigma: Tensor, sigma_to: Tensor, noise: Tensor) -> Tensor:
+    """Standard deviations added, as if they were variances."""
+    return process.alpha(sigma_to) / process.alpha(sigma) * x + (sigma_to - sigma) * noise
+
+
+def without_scaling(process: Process, x: Tensor, sigma: Tensor, sigma_to: Tensor, noise: Tensor) -> Tensor:
+    """The signal left as large as it was: right for VE-scaled x only."""
+    return x + (sigma_to**2 - sigma**2).sqrt() * noise
+
+
+@both
+@pytest.mark.parametrize("wrong", [noised_by_sigma, noised_by_difference, without_scaling])
+def test_wrong_recurrence_does_not(process: Process, wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recurrence_module, "renoise", wrong)
+    right = wrong is without_scaling and process is VE_SCALED
+    assert (with_recurrence(process, "heun", 16) < THRESHOLD) is right
 
 
 def test_exact_draws_pass_and_unconditional_ones_fail() -> None:

@@ -28,7 +28,8 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-every = pytest.mark.parametrize("name", SAMPLERS)
+OF_BOTH = [name for name in SAMPLERS if name != "rectified_cfg_pp"]
+every = pytest.mark.parametrize("name", OF_BOTH)
 both = pytest.mark.parametrize("process", PROCESSES)
 
 
@@ -47,6 +48,9 @@ class Toy:
 
     def with_variance(self, x: Tensor, sigma: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         return self(x, sigma, cond), torch.tanh(x)
+
+    def with_uncond(self, x: Tensor, sigma: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        return self(x, sigma, cond), 0.4 * torch.sin(2 * x)
 
 
 def toy_noise() -> Callable[[float, float], Tensor]:
@@ -92,7 +96,7 @@ def test_equal_to_comfyui(process: str, case: str) -> None:
 
 
 def test_cases_cover_what_both_have() -> None:
-    assert {parse(case)[0] for _, case in CASES} == set(SAMPLERS) - {"ddim", "ddpm"}
+    assert {parse(case)[0] for _, case in CASES} == set(OF_BOTH) - {"ddim", "ddpm", "ddim_cfg_pp", "dpmpp_2m_cfg_pp"}
 
 
 @both
@@ -227,6 +231,8 @@ def test_two_runs_are_identical(name: str) -> None:
         ("dpmpp_2m_sde", {"eta": 0.0}),
         ("heun", {}),
         ("dpmpp_2m", {}),
+        ("ddim_cfg_pp", {"eta": 0.0}),
+        ("dpmpp_2m_cfg_pp", {}),
     ],
 )
 @both

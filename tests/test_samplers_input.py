@@ -27,6 +27,9 @@ class Plain:
     def __call__(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
         return 0.5 * x
 
+    def with_uncond(self, x: Tensor, sigma: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        return self(x, sigma, cond), 0.25 * x
+
 
 @every
 @pytest.mark.parametrize(
@@ -66,6 +69,10 @@ def test_noise_of_another_shape(name: str) -> None:
     [
         ("euler_ancestral", {"eta": 1.5}, "eta = 1.5.*0 to 1"),
         ("ddim", {"eta": -0.1}, "eta = -0.1"),
+        ("ddim_cfg_pp", {"eta": 1.1}, "eta = 1.1"),
+        ("rectified_cfg_pp", {"scale": -1.0}, "scale = -1"),
+        ("rectified_cfg_pp", {"gamma": -1.0}, "gamma = -1"),
+        ("rectified_cfg_pp", {}, "Rectified-CFG.* on a model of VE-scaled.*CFG.* sampler"),
         ("dpmpp_2m_sde", {"eta": -1.0}, "eta = -1"),
         ("dpmpp_2m_sde", {"solver_type": "rk4"}, "'rk4'.*midpoint"),
         ("heun", {"s_churn": -1.0}, "s_churn"),

@@ -9,6 +9,7 @@ Help pages go to web/docs/<node id>/{en,zh}.md, where the editor looks for them;
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import re
 import sys
@@ -72,7 +73,7 @@ def source_of(docstring: str) -> str:
 
 
 def formula_section(docstring: str, language: str) -> list[str]:
-    """The formulas of a rule and where they come from; in English with all that its author says of them."""
+    """The formulas of a rule or a sampler and where they come from; in English with all that its author says of them."""
     lines = [f"## {WORDS[language]['formula']}", ""]
     for is_formula, text in formulas(docstring):
         if is_formula:
@@ -117,8 +118,9 @@ def page(node_id: str, node: Any, language: str) -> str:
             lines += [f"- **{name}** {kind}  ", f"  {node.OUTPUT_TOOLTIPS[i]}"]
     lines += [""] if node.RETURN_TYPES else []
     rule = getattr(node, "RULE", None)
-    if rule is not None:
-        lines += formula_section(sys.modules[rule.__module__].__doc__ or "", language)
+    source = getattr(node, "FORMULAS_OF", None) if rule is None else rule.__module__
+    if source is not None:
+        lines += formula_section(importlib.import_module(source).__doc__ or "", language)
     lines += [words["menu"].format(node.CATEGORY, node_id), ""]
     return "\n".join(lines)
 

@@ -21,7 +21,7 @@ from .magnitude_aware import MagnitudeAwareGuidance
 from .momentum import MomentumGuidance
 from .perp_neg import PerpNeg
 from .rescale import RescaleGuidance
-from .run import GuidanceRun, check_chain, check_on_model
+from .run import GuidanceRun, check_by_uncond, check_chain, check_on_model
 from .schedule import GuidanceSchedule
 from .sliding_mode import SlidingModeCFG
 from .tangential import TangentialCFG
@@ -82,6 +82,7 @@ __all__ = [
     "Step",
     "TangentialCFG",
     "TwoConditions",
+    "check_by_uncond",
     "check_chain",
     "check_on_model",
 ]

@@ -35,6 +35,7 @@ def agreement(cond: Tensor, uncond: Tensor) -> Tensor:
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveGuidance(Rule):
     stage: ClassVar[Stage] = Stage.SCALE
+    rests_at_one: ClassVar[bool] = True
     looks_at_branches: ClassVar[bool] = True
     may_spare: ClassVar[bool] = True
     node: ClassVar[NodeText] = NodeText(

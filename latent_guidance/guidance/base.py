@@ -159,6 +159,8 @@ class Rule:
     """Branches besides "cond" that the rule cannot do without: a subset of {"uncond"}."""
     looks_at_branches: ClassVar[bool] = False
     """It compares the two branches at every step that has both. A SCALE rule that does is asked a second time, with them."""
+    rests_at_one: ClassVar[bool] = False
+    """Of a SCALE rule: where it guides less, it moves w towards 1, the plain conditional model."""
     may_spare: ClassVar[bool] = False
     """It may find, by what it saw in a run, that a later step needs no second branch; so what a run costs is known as a bound only."""
     uses_uncond: ClassVar[bool] = True

@@ -76,12 +76,21 @@ class Guider:
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
         """Guided estimate (B, ...) of x (B, ...) at sigma (B,); ``cond`` has batch size 1 or B."""
 
-        def evaluate(names: tuple[str, ...]) -> Mapping[str, Tensor]:
-            own, others = self._by_model(names)
-            denoised = self.denoiser(*self._batched(own, x, sigma, cond))
-            return {**_apart(own, denoised), **self._evaluated(others, x, sigma, cond)}
+        return self._run(x, sigma, lambda names: self._evaluated(names, x, sigma, cond))
 
-        return self._run(x, sigma, evaluate)
+    def with_uncond(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
+        """The guided estimate, as a call gives it, and the unconditional branch as the model gave it, whatever rules made of it.
+
+        Raises:
+            UserError: a guider without ``uncond``.
+        """
+        seen: dict[str, Tensor] = {}
+
+        def evaluate(names: tuple[str, ...]) -> Mapping[str, Tensor]:
+            seen.update(self._evaluated(names, x, sigma, cond))
+            return seen
+
+        return self._run(x, sigma, evaluate, also=("uncond",)), seen["uncond"]
 
     def with_variance(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
         """The guided estimate and the conditional branch's learned variance (see ``NetworkDenoiser.with_variance``)."""
@@ -98,7 +107,7 @@ class Guider:
             own, others = self._by_model(names)
             denoised, variance = cast(tuple[Tensor, Tensor], with_variance(*self._batched(own, x, sigma, cond)))
             variances.append(_apart(own, variance)["cond"])
-            return {**_apart(own, denoised), **self._evaluated(others, x, sigma, cond)}
+            return {**_apart(own, denoised), **self._by_others(others, x, sigma, cond)}
 
         return self._run(x, sigma, evaluate), variances[0]
 
@@ -113,7 +122,13 @@ class Guider:
             group.append(name)
         return own, others
 
-    def _evaluated(self, groups: Mapping[int, list[str]], x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:
+    def _evaluated(self, names: tuple[str, ...], x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:
+        """The estimates (B, ...) of the named branches, in one call of each model."""
+        own, others = self._by_model(names)
+        denoised = self.denoiser(*self._batched(own, x, sigma, cond))
+        return {**_apart(own, denoised), **self._by_others(others, x, sigma, cond)}
+
+    def _by_others(self, groups: Mapping[int, list[str]], x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:
         """The estimates (B, ...) of other models' branches, in one call of each model."""
         estimates: dict[str, Tensor] = {}
         for key, names in groups.items():
@@ -134,9 +149,9 @@ class Guider:
             return cast(Cond, which)
         if which == "uncond" and self.uncond is None:
             raise UserError(
-                "guidance that needs an unconditional estimate, and no unconditional condition",
+                "guidance or a sampler that needs an unconditional estimate, and no unconditional condition",
                 expected="a condition for the unconditional branch (the encoding of an empty prompt)",
-                mend="give uncond= to the Guider, or set the guidance scale to 1",
+                mend="give uncond= to the Guider, or set the guidance scale to 1 and use a sampler without CFG++",
             )
         return cond if which == "cond" else self.uncond
 

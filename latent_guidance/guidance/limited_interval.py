@@ -47,6 +47,7 @@ def check_window(sigma_lo: float, sigma_hi: float, where: str) -> None:
 @dataclass(frozen=True, kw_only=True)
 class LimitedInterval(Rule):
     stage: ClassVar[Stage] = Stage.SCALE
+    rests_at_one: ClassVar[bool] = True
     node: ClassVar[NodeText] = NodeText(
         id="LGLimitedInterval",
         name="Limited Interval",

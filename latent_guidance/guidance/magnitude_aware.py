@@ -47,6 +47,7 @@ def magnitude_aware(guidance_scale: Tensor, cond: Tensor, uncond: Tensor, *, alp
 @dataclass(frozen=True, kw_only=True)
 class MagnitudeAwareGuidance(Rule):
     stage: ClassVar[Stage] = Stage.SCALE
+    rests_at_one: ClassVar[bool] = True
     looks_at_branches: ClassVar[bool] = True
     node: ClassVar[NodeText] = NodeText(
         id="LGMagnitudeAware",

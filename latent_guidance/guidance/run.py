@@ -96,6 +96,22 @@ def check_on_model(rules: Sequence[Rule]) -> None:
             )
 
 
+def check_by_uncond(rules: Sequence[Rule]) -> None:
+    """Refuse rules that have no meaning under a sampler which goes by the unconditional estimate (CFG++).
+
+    Raises:
+        UserError: rules for the scale whose neutral value 1 is full guidance there.
+    """
+    for rule in rules:
+        if rule.rests_at_one:
+            raise UserError(
+                f"the rule {rule.node.name!r} with a CFG++ sampler",
+                expected="a scale that stays as it is set: where this rule stops guiding it sets the scale to 1, which is neutral for "
+                "other samplers and strong guidance in CFG++ (there 0 is none)",
+                mend=f"take {rule.node.name!r} out of the chain, or use another sampler; Guidance Curve can set the scale by noise level",
+            )
+
+
 class GuidanceRun:
     """A chain of rules bound to one run. Two runs of the same rules share nothing.
 
@@ -192,6 +208,7 @@ class GuidanceRun:
         sigma: Tensor,
         evaluate: Evaluate,
         *,
+        also: tuple[str, ...] = (),
         host_combine: Callable[[Step], Tensor] | None = None,
     ) -> Tensor:
         """The guided denoised estimate (B, ...).
@@ -200,19 +217,25 @@ class GuidanceRun:
             x: noisy latent (B, ...) in the coordinates of the process.
             sigma: (B,).
             evaluate: called once, with the names of the branches that this step needs: "cond", "uncond" if it does, and names
-                of ``branches``.
+                of ``branches``. What it gives beyond these names no rule sees.
+            also: names to evaluate whether a rule needs them or not, for a host that has another use for them.
             host_combine: how a host combines the branches where the chain has no COMBINE rule; plain CFG without it.
         """
         step = self._before_the_network(x, sigma)
-        step = self._seen(None, step, step.replace(estimates=evaluate(self._wanted(step))))
+        wanted = self._wanted(step)
+        given = evaluate((*wanted, *(name for name in also if name not in wanted)))
+        self._seen(None, step, step.replace(estimates=given))
+        step = step.replace(estimates={name: given[name] for name in wanted})
         for name, change in self._branches:
             step = self._seen(name, step, step.replace(estimates={**step.estimates, **change(step)}))
         for name, rule_scale in self._closed_scale if "uncond" in step.estimates else ():
             step = self._seen(name, step, step.replace(guidance_scale=rule_scale(step)))
 
-        step = self._seen(
-            self._combine[0] if self._combine else HOST, step, step.replace(guided=self._combined(step, host_combine))
-        )
+        if host_combine is not None and self._combine is None:
+            guided = host_combine(step.replace(estimates={**given, **step.estimates}))
+        else:
+            guided = self._combined(step)
+        step = self._seen(self._combine[0] if self._combine else HOST, step, step.replace(guided=guided))
         for name, change in self._post:
             step = self._seen(name, step, step.replace(guided=change(step)))
         shifts = []
@@ -249,12 +272,10 @@ class GuidanceRun:
         """
         return self._wanted(self._before_the_network(sigma.new_zeros(len(sigma), 1, 1, 1), sigma))
 
-    def _combined(self, step: Step, host_combine: Callable[[Step], Tensor] | None) -> Tensor:
+    def _combined(self, step: Step) -> Tensor:
         if self._combining is not None and self._combine is not None:
             asked = self._combining.asks(step)
             return self._combine[1](step) if asked and asked <= step.estimates.keys() else step.cond_denoised
         if "uncond" not in step.estimates:
-            return step.cond_denoised if not host_combine else host_combine(step)
-        if host_combine is not None:
-            return host_combine(step)
+            return step.cond_denoised
         return cfg(step.cond_denoised, step.uncond_denoised, step.guidance_scale)

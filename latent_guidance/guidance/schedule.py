@@ -70,6 +70,7 @@ def scheduled_scale(guidance_scale: Tensor, factor: Tensor, floor: float) -> Ten
 @dataclass(frozen=True, kw_only=True)
 class GuidanceSchedule(Rule):
     stage: ClassVar[Stage] = Stage.SCALE
+    rests_at_one: ClassVar[bool] = True
     node: ClassVar[NodeText] = NodeText(
         id="LGGuidanceSchedule",
         name="Guidance Schedule",

@@ -64,23 +64,29 @@ class Network:
 class RunDenoiser:
     """A GuiderNode as the Denoiser of one run; all branches of a step that one model evaluates go through it in one call.
 
+    Args:
+        guider: the model, its conditions and rules.
+        sigmas: the run's noise levels (N + 1,).
+        by_uncond: the sampler goes by the unconditional estimate too, and calls :meth:`with_uncond`.
+
     Raises:
         UserError: rules that cannot act together, or a branch that cannot be evaluated.
     """
 
-    def __init__(self, guider: GuiderNode, sigmas: Tensor) -> None:
+    def __init__(self, guider: GuiderNode, sigmas: Tensor, *, by_uncond: bool = False) -> None:
         self.process: Process = guider.model.denoiser.process
         record = Record() if guider.report or guider.model.report else None
         self.run = GuidanceRun(guider.chain, self.process, sigmas=sigmas, base_scale=guider.cfg, record=record)
-        if self.run.may_need_uncond and guider.negative is None:
+        needs_uncond = by_uncond or self.run.may_need_uncond
+        if needs_uncond and guider.negative is None:
             raise UserError(
-                "guidance that needs an unconditional estimate, and no negative conditioning",
+                f"{'a CFG++ sampler' if by_uncond else 'guidance'} that needs an unconditional estimate, and no negative conditioning",
                 expected="a negative conditioning (the encoding of an empty prompt)",
                 mend="connect the negative input of the guider, or use CFGGuider instead of BasicGuider",
             )
         self.own = Network(guider.model, for_run(guider.model.denoiser, sigmas))
         others: dict[int, Network] = {}
-        wanted = {"uncond": Branch("uncond"), "cond": Branch("cond")} if self.run.may_need_uncond else {}
+        wanted = {"uncond": Branch("uncond"), "cond": Branch("cond")} if needs_uncond else {}
         asked = self.run.may_ask
         wanted |= {"cond": Branch("cond")} | {name: own for name, own in self.run.branches.items() if name in asked}
         for name, branch in wanted.items():
@@ -97,6 +103,16 @@ class RunDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
         return self.run(x, sigma, lambda names: self._evaluate(names, x, sigma)[0])
+
+    def with_uncond(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
+        """The guided estimate and the negative's as the model gave it; for a run made with ``by_uncond``."""
+        seen: dict[str, Tensor] = {}
+
+        def evaluate(names: tuple[str, ...]) -> Mapping[str, Tensor]:
+            seen.update(self._evaluate(names, x, sigma)[0])
+            return seen
+
+        return self.run(x, sigma, evaluate, also=("uncond",)), seen["uncond"]
 
     def with_variance(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
         """The guided estimate and the conditional branch's learned variance."""

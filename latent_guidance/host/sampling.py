@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..guidance import check_by_uncond
 from ..guidance.base import network_key
 from ..guidance.report import REPORTS
+from ..samplers import GO_BY_UNCOND
 from . import memory
 from .branches import RunDenoiser
 from .context import current
@@ -82,7 +84,10 @@ def sample(
     clean = (start * factor).to(model.device)
     drawn = torch.zeros_like(start) if noise is None else noise.generate({"samples": start})
     sigmas = sigmas.to(model.device, torch.float32)
-    denoiser = RunDenoiser(guider, sigmas)
+    by_uncond = sampler.function in GO_BY_UNCOND
+    if by_uncond:
+        check_by_uncond(guider.chain)
+    denoiser = RunDenoiser(guider, sigmas, by_uncond=by_uncond)
     process = denoiser.process
     for network in denoiser.networks:  # one after the other
         tokens, width = network.tokens
@@ -103,11 +108,13 @@ def sample(
         options["noise_sampler"] = sampler.noise(x, sigmas, noise or Noise(0))
     levels = sigmas if sampler.levels is None else sampler.levels(sigmas, model.schedule)
     last: list[Tensor] = []
-    bar = current().progress.steps(len(sigmas) - 1)
+    bar, done = current().progress.steps(len(sigmas) - 1), 0
 
     def callback(index: int, sigma: Any, x: Tensor, denoised: Tensor) -> None:
+        nonlocal done
         last[:] = [denoised]
-        bar.update(1)
+        bar.update(index + 1 - done)  # nothing for a step that is taken again
+        done = index + 1
 
     try:
         x = sampler.function(denoiser, x, levels, callback=callback, **options)

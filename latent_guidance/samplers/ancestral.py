@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..noise import NoiseSampler, brownian_noise_sampler
 from ..process import Process
 from .common import Callback, begin, check_range, denoise, draw, renoise
+from .recurrence import ONCE, Recurrence, go_back
 
 
 @torch.no_grad()
@@ -26,12 +27,14 @@ def sample_euler_ancestral(
     noise_sampler: NoiseSampler | None = None,
     eta: float = 1.0,
     s_noise: float = 1.0,
+    recurrence: Recurrence = ONCE,
 ) -> Tensor:
     """An Euler step to below the next level, then fresh noise up to it.
 
     Args:
         eta: in [0, 1]; share of the noise that is fresh, 0 is plain Euler.
         s_noise: standard deviation of the fresh noise; 1 is neutral.
+        recurrence: how often each step is taken.
 
     Reference:
         Song et al., arXiv:2010.02502, eq. 16 with eta = 1, in VE coordinates; the levels between, for eta <
@@ -39,7 +42,7 @@ def sample_euler_ancestral(
     """
     check_range("eta", eta, 0, 1)
     denoiser, sigmas = begin(denoiser, x, sigmas)
-    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+    for i, sigma, sigma_next, again in recurrence.visits(denoiser.process, sigmas):
         denoised = denoise(denoiser, x, sigma, cond)
         if callback is not None:
             callback(i, float(sigma), x, denoised)
@@ -48,6 +51,8 @@ def sample_euler_ancestral(
         if sigma_down < sigma_next:
             noise = s_noise * draw(noise_sampler, sigma, sigma_next, x)
             x = renoise(denoiser.process, x, sigma_down, sigma_next, noise)
+        if again:
+            x = go_back(denoiser.process, x, sigma_next, sigma, noise_sampler)
     return x
 
 

@@ -71,6 +71,22 @@ def denoise(denoiser: Denoiser, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
     return denoiser(x, batched(sigma, x), cond)
 
 
+def denoise_both(denoiser: Denoiser, x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+    """The denoised and the unconditional estimate at one noise level ().
+
+    Raises:
+        UserError: a denoiser that knows no unconditional estimate.
+    """
+    with_uncond = getattr(denoiser, "with_uncond", None)
+    if with_uncond is None:
+        raise UserError(
+            "a CFG++ sampler for a denoiser that knows no unconditional estimate",
+            expected="a denoiser with a method with_uncond, such as a Guider with uncond=",
+            mend="put the model into a Guider and give it the encoding of an empty prompt as uncond",
+        )
+    return with_uncond(x, batched(sigma, x), cond)
+
+
 def draw(noise_sampler: NoiseSampler | None, sigma: Tensor, sigma_next: Tensor, x: Tensor) -> Tensor:
     """Unit Gaussian noise of the shape of x.
 

@@ -7,7 +7,6 @@ process here is brought to by x_vp = x / sqrt(alpha**2 + sigma**2).
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from ..denoiser import Cond, Denoiser
 from ..errors import UserError
 from ..noise import NoiseSampler
 from .common import Callback, batched, begin, check_range, denoise, draw
+from .recurrence import ONCE, Recurrence, go_back
 
 StepGradient = Callable[[Tensor, Tensor], "Tensor | None"]
 """step_gradient(x, sigma) -> scale * grad_x log p(y | x), or None for no term.
@@ -37,6 +37,7 @@ def sample_ddim(
     callback: Callback | None = None,
     noise_sampler: NoiseSampler | None = None,
     eta: float = 0.0,
+    recurrence: Recurrence = ONCE,
 ) -> Tensor:
     """DDIM.
 
@@ -45,6 +46,7 @@ def sample_ddim(
 
     Args:
         eta: in [0, 1]; 0 is deterministic, 1 has the variance beta-tilde of DDPM.
+        recurrence: how often each step is taken.
 
     Reference:
         Song et al., arXiv:2010.02502, eq. 12 and 16.
@@ -52,7 +54,7 @@ def sample_ddim(
     check_range("eta", eta, 0, 1)
     denoiser, sigmas = begin(denoiser, x, sigmas)
     process = denoiser.process
-    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+    for i, sigma, sigma_next, again in recurrence.visits(process, sigmas):
         denoised = denoise(denoiser, x, sigma, cond)
         if callback is not None:
             callback(i, float(sigma), x, denoised)
@@ -62,6 +64,8 @@ def sample_ddim(
         x = process.alpha(sigma_next) * denoised + (sigma_next**2 - fresh**2).clamp(min=0).sqrt() * eps
         if fresh > 0:
             x = x + fresh * draw(noise_sampler, sigma, sigma_next, x)
+        if again:
+            x = go_back(process, x, sigma_next, sigma, noise_sampler)
     return x
 
 
@@ -78,6 +82,7 @@ def sample_ddpm(
     mean_shift: StepGradient | None = None,
     mean_shift_at: str = "x_t",
     post_step: StepGradient | None = None,
+    recurrence: Recurrence = ONCE,
 ) -> Tensor:
     """DDPM's ancestral sampling, also respaced, with the places where classifier guidance enters a step.
 
@@ -94,6 +99,7 @@ def sample_ddpm(
             the mean and sigma_next, as the derivation there.
         post_step: its gradient, evaluated at the new x and sigma_next, joins the new x, x += g, in VP
             coordinates. Its scale has no fixed relation to any other form's.
+        recurrence: how often each step is taken.
 
     At sigma_next = 0 neither "mu" nor post_step is evaluated: there a classifier of noisy x says nothing.
 
@@ -108,7 +114,7 @@ def sample_ddpm(
     _check_choice("mean_shift_at", mean_shift_at, ("x_t", "mu"))
     denoiser, sigmas = begin(denoiser, x, sigmas)
     process = denoiser.process
-    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+    for i, sigma, sigma_next, again in recurrence.visits(process, sigmas):
         denoised, fraction = _denoise_with_variance(denoiser, x, sigma, cond, learned=variance == "learned_range")
         if callback is not None:
             callback(i, float(sigma), x, denoised)
@@ -136,6 +142,8 @@ def sample_ddpm(
             x = x + (posterior_variance.sqrt() * noise) / scale_next
             if post_step is not None:
                 x = x + _vp_gradient(post_step, x, sigma_next, scale_next) / scale_next
+        if again:
+            x = go_back(process, x, sigma_next, sigma, noise_sampler)
     return x
 
 

@@ -16,6 +16,7 @@ from ..denoiser import Cond, Denoiser
 from ..noise import NoiseSampler
 from ..process import Process
 from .common import Callback, begin, check_range, denoise, draw, renoise
+from .recurrence import ONCE, Recurrence, go_back
 
 
 @torch.no_grad()
@@ -31,6 +32,7 @@ def sample_euler(
     s_tmin: float = 0.0,
     s_tmax: float = math.inf,
     s_noise: float = 1.0,
+    recurrence: Recurrence = ONCE,
 ) -> Tensor:
     """Euler steps along the probability-flow ODE; first order, one evaluation a step.
 
@@ -39,12 +41,13 @@ def sample_euler(
         s_tmin: no noise is put back below this sigma.
         s_tmax: nor above this one.
         s_noise: standard deviation of the noise put back; 1 is neutral.
+        recurrence: how often each step is taken.
 
     Reference:
         Karras et al., arXiv:2206.00364, algorithm 2 without its correction.
     """
     denoiser, sigmas = begin(denoiser, x, sigmas)
-    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+    for i, sigma, sigma_next, again in recurrence.visits(denoiser.process, sigmas):
         sigma_hat = _churned(denoiser.process, sigma, len(sigmas) - 1, s_churn, s_tmin, s_tmax)
         if sigma_hat > sigma:
             noise = s_noise * draw(noise_sampler, sigma, sigma_hat, x)
@@ -54,6 +57,8 @@ def sample_euler(
             callback(i, float(sigma), x, denoised)
         d = denoiser.process.velocity(x, denoised, sigma_hat)
         x = x + (sigma_next - sigma_hat) * d
+        if again:
+            x = go_back(denoiser.process, x, sigma_next, sigma, noise_sampler)
     return x
 
 
@@ -70,17 +75,18 @@ def sample_heun(
     s_tmin: float = 0.0,
     s_tmax: float = math.inf,
     s_noise: float = 1.0,
+    recurrence: Recurrence = ONCE,
 ) -> Tensor:
     """Heun's method along the probability-flow ODE; second order, two evaluations a step (one to sigma 0).
 
     Args:
-        s_churn, s_tmin, s_tmax, s_noise: as in `sample_euler`.
+        s_churn, s_tmin, s_tmax, s_noise, recurrence: as in `sample_euler`.
 
     Reference:
         Karras et al., arXiv:2206.00364, algorithm 2.
     """
     denoiser, sigmas = begin(denoiser, x, sigmas)
-    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+    for i, sigma, sigma_next, again in recurrence.visits(denoiser.process, sigmas):
         sigma_hat = _churned(denoiser.process, sigma, len(sigmas) - 1, s_churn, s_tmin, s_tmax)
         if sigma_hat > sigma:
             noise = s_noise * draw(noise_sampler, sigma, sigma_hat, x)
@@ -95,6 +101,8 @@ def sample_heun(
             d_next = denoiser.process.velocity(x_next, denoised_next, sigma_next)
             x_next = x + (sigma_next - sigma_hat) * (d + d_next) / 2
         x = x_next
+        if again:
+            x = go_back(denoiser.process, x, sigma_next, sigma, noise_sampler)
     return x
 
 

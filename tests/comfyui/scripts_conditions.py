@@ -196,7 +196,7 @@ def by_our_sampler(name):
     if "variance" in made:
         made["variance"] = "beta"
     sampler = call(name, **made)[0]
-    guider = lambda watched: usual.guider((), watched, negative=False)  # noqa: E731
+    guider = lambda watched: usual.guider(stage.cfg(2.0), watched)  # noqa: E731
     return lambda watched: guider(watched).sample(usual.noise, latent, sampler, usual.sigmas, disable_pbar=True, seed=5)
 
 

@@ -55,6 +55,13 @@ def is_flow(measured: dict[str, Any]) -> bool:
     return measured["name"] in ("sd3", "flux", "schnell")
 
 
+def others(measured: dict[str, Any], warnings: list[str]) -> list[str]:
+    """The warnings, without that CFG guides a distilled model: Flux, as published, is one, and it is said once of each chain."""
+    said = [line for line in warnings if "is distilled" in line]
+    assert len(said) == (measured["name"] in ("flux", "schnell")), warnings
+    return [line for line in warnings if line not in said]
+
+
 def test_comfyui_takes_the_file_for_what_it_is(measured: dict[str, Any]) -> None:
     assert measured["detected"] == measured["is detected as"]
     assert measured["latents"].startswith(repr(LATENTS[measured["name"]]))
@@ -72,7 +79,7 @@ def test_the_same_picture_by_two_ways(measured: dict[str, Any], name: str) -> No
 
 def test_a_classifier_guides_without_a_warning(measured: dict[str, Any]) -> None:
     """On a flow the first step has no signal, alpha = 0: it is guided by nothing, silently."""
-    assert measured["finite"] and measured["warnings"] == []
+    assert measured["finite"] and others(measured, measured["warnings"]) == []
     assert measured["guided differs"] >= DIFFERENT and measured["guided differs: prompt alone"] >= DIFFERENT
 
 
@@ -103,7 +110,7 @@ def test_a_latent_of_other_channels_is_refused(measured: dict[str, Any]) -> None
 def test_stored_in_any_way_the_weights_guide(measured: dict[str, Any]) -> None:
     for name, found in measured["weights"].items():
         assert found["stored in"] == STORED[name] and found["dtype"] == "torch.float32"
-        assert found["finite"] and found["warnings"] == [], (name, found)
+        assert found["finite"] and others(measured, found["warnings"]) == [], (name, found)
         assert max(found["patch"], found["cfg"]) <= SAME and found["guided differs"] >= DIFFERENT, (name, found)
 
 

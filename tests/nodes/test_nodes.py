@@ -157,12 +157,54 @@ def test_samplers_of_the_pack(embedded: Nodes) -> None:
     assert apart(sample(things, sampler=plain), sample(things, sampler=guided)) > 1e-2
 
 
-def test_a_picture_is_the_same_alone_and_in_a_batch(embedded: Nodes) -> None:
+@pytest.mark.parametrize(
+    ("node_id", "inputs"),
+    [
+        ("LGSamplerDDPM", {"variance": "beta_tilde"}),
+        ("LGSamplerDDIM", {"recurrence": 2}),
+        ("LGSamplerDDIMCFGpp", {"eta": 1.0, "recurrence": 2}),
+    ],
+)
+def test_a_picture_is_the_same_alone_and_in_a_batch(embedded: Nodes, node_id: str, inputs: dict[str, Any]) -> None:
     things = everything(embedded)
-    (ddpm,) = call(embedded, "LGSamplerDDPM", variance="beta_tilde")
-    pair = sample(things, sampler=ddpm, batch=2, seed=8)
-    assert apart(pair[1:], sample(things, sampler=ddpm, batch=1, seed=9)) <= 1e-4
+    (sampler,) = call(embedded, node_id, **inputs)
+    pair = sample(things, sampler=sampler, batch=2, seed=8)
+    assert apart(pair[1:], sample(things, sampler=sampler, batch=1, seed=9)) <= 1e-4
     assert apart(pair[1:], pair[:1]) > 1e-2
+
+
+def test_cfg_pp_samplers_of_the_pack(embedded: Nodes) -> None:
+    from latent_guidance.host import stock
+
+    things = everything(embedded)
+    (rules,) = call(embedded, "LGCFG", guidance_scale=2.0)
+    pairs = [
+        ("LGSamplerDDIMCFGpp", {}, "euler_cfg_pp"),
+        ("LGSamplerDPMpp2MCFGpp", {}, "dpmpp_2m_cfg_pp"),
+    ]
+    for node_id, inputs, name in pairs:
+        (own,) = call(embedded, node_id, **inputs)
+        (core,) = call(stock.NODE_CLASS_MAPPINGS, "KSamplerSelect", sampler_name=name)
+        assert torch.equal(sample(things, rules=rules, sampler=own), sample(things, rules=rules, sampler=core))
+        assert apart(sample(things, rules=rules, sampler=own), sample(things, rules=rules)) > 1e-2
+    (rectified,) = call(embedded, "LGSamplerRectifiedCFGpp")
+    with pytest.raises(UserError, match=r"Rectified-CFG.*flow model"):
+        sample(things, sampler=rectified)
+
+
+@pytest.mark.parametrize("node_id", ["LGSamplerDDIM", "LGSamplerDDPM", "LGSamplerDDIMCFGpp"])
+def test_recurrence_of_a_sampler_node(embedded: Nodes, node_id: str) -> None:
+    things = everything(embedded)
+
+    def drawn(**inputs: Any) -> torch.Tensor:
+        return sample(things, sampler=call(embedded, node_id, **inputs)[0])
+
+    plain = drawn()
+    assert torch.equal(plain, drawn(recurrence=1, recurrence_sigma_lo=1.0, recurrence_sigma_hi=2.0))
+    assert apart(plain, drawn(recurrence=2)) > 1e-2
+    assert torch.equal(plain, drawn(recurrence=2, recurrence_sigma_lo=999.0))
+    with pytest.raises(UserError, match="never opens"):
+        drawn(recurrence=2, recurrence_sigma_lo=2.0, recurrence_sigma_hi=1.0)
 
 
 def test_class_probabilities_of_latents_and_pictures(embedded: Nodes) -> None:

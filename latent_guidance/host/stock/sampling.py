@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import UserError
@@ -27,6 +28,20 @@ _SAMPLERS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "dpmpp_2m_sde": ("sample_dpmpp_2m_sde", {}, "brownian"),
     "ddpm": ("sample_ddpm", {"variance": "beta_tilde"}, "batch"),
     "ddim": ("sample_euler", {}, None),
+    "euler_cfg_pp": ("sample_ddim_cfg_pp", {}, None),
+    "euler_ancestral_cfg_pp": ("sample_ddim_cfg_pp", {"eta": 1.0}, "batch"),
+    "dpmpp_2m_cfg_pp": ("sample_dpmpp_2m_cfg_pp", {}, None),
+}
+# What ComfyUI does on flow models that is not done here, and what to use instead.
+_NOT_ON_FLOW = {
+    "ddpm": (
+        "takes the step of another process",
+        "the node DDPM Sampler of this pack, which is right for both, or 'euler'",
+    ),
+    "dpmpp_2m_cfg_pp": (
+        "noises with the velocity, unlike its own 'euler_cfg_pp'",
+        "the node DPM++ 2M CFG++ Sampler of this pack, which is right for both, or 'euler_cfg_pp'",
+    ),
 }
 SAMPLERS = tuple(_SAMPLERS)
 
@@ -37,12 +52,15 @@ def stock_sampler(name: str) -> Sampler:
     from ..objects import Sampler
 
     function, options, noise = _SAMPLERS[name]
+    levels = _off_pure_noise if noise == "brownian" else None
+    if name in _NOT_ON_FLOW:
+        levels = partial(_not_on_flow, name)
     sources: dict[str, Callable[..., Any]] = {"batch": _batch_noise, "brownian": _brownian_noise}
     return Sampler(
         getattr(samplers, function),
         options,
         noise=None if noise is None else sources[noise],
-        levels={"brownian": _off_pure_noise}.get(noise or "", _not_on_flow if name == "ddpm" else None),
+        levels=levels,
     )
 
 
@@ -54,15 +72,15 @@ def _off_pure_noise(sigmas: Tensor, schedule: Schedule) -> Tensor:
     return off_pure_noise(sigmas, schedule) if isinstance(schedule, FlowSchedule) else sigmas
 
 
-def _not_on_flow(sigmas: Tensor, schedule: Schedule) -> Tensor:
-    """ComfyUI's "ddpm" takes a VP step on flow models too, which is no posterior of theirs."""
+def _not_on_flow(name: str, sigmas: Tensor, schedule: Schedule) -> Tensor:
     from ...schedules import FlowSchedule
 
     if isinstance(schedule, FlowSchedule):
+        what, instead = _NOT_ON_FLOW[name]
         raise UserError(
-            "the stock sampler 'ddpm' on a flow model, where ComfyUI takes the step of another process",
+            f"the stock sampler {name!r} on a flow model, where ComfyUI {what}",
             expected="an eps- or v-model, or another sampler",
-            mend="use the node DDPM Sampler of this pack, which is right for both, or 'euler'",
+            mend=f"use {instead}",
         )
     return sigmas
 

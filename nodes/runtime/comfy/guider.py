@@ -207,7 +207,13 @@ class Guider(comfy.samplers.CFGGuider):
         options = model_options or {}
         model, positive, negative = self.inner_model, self.conds["positive"], self.conds.get("negative")
         run = self.bound_run(model, options, 1.0)
-        always = bool(options.get("disable_cfg1_optimization")) and negative is not None
+        always = bool(options.get("disable_cfg1_optimization"))
+        if always and negative is None and not self.model_options.get("disable_cfg1_optimization"):
+            raise UserError(  # the sampler has set it: one of ComfyUI's own *_cfg_pp
+                "a CFG++ sampler, which goes by the negative's estimate, and no negative conditioning",
+                expected="a negative conditioning",
+                mend="connect one to the guider's negative input, for instance Null Conditioning",
+            )
         seen: dict[str, Any] = {"conds": [positive, None]}
 
         def evaluate(names: tuple[str, ...]) -> Mapping[str, Tensor]:

@@ -6,17 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.samplers
 import torch
 from torch import Tensor
 
 from ....latent_guidance.errors import UserError
+from ....latent_guidance.guidance import check_by_uncond
 from ....latent_guidance.guidance.base import network_key
 from ....latent_guidance.guidance.steps import check_step_rules, sampler_options
 from ....latent_guidance.noise import SeededNoise
 from ....latent_guidance.process import Process
+from ....latent_guidance.samplers import GO_BY_UNCOND
 from .checks import check_latents
-from .guider import networks_in, process_of
+from .guider import networks_in, process_of, rules_on
 
 
 class ComfyDenoiser:
@@ -28,6 +31,34 @@ class ComfyDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
         return self._model(x, sigma, **self._extra)
+
+    def with_uncond(self, x: Tensor, sigma: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        """The guided estimate and the negative's, which a guider tells to hooks that come after its combination.
+
+        Raises:
+            UserError: a guider that tells none.
+        """
+        told: list[Tensor] = []
+
+        def listen(args: dict[str, Any]) -> Tensor:
+            told[:] = [] if args["uncond"] is None else [args["uncond_denoised"]]
+            return args["denoised"]
+
+        options = comfy.model_patcher.set_model_options_post_cfg_function(
+            dict(self._extra.get("model_options", {})), listen, disable_cfg1_optimization=True
+        )
+        denoised = self._model(x, sigma, **{**self._extra, "model_options": options})
+        if not told:
+            raise _no_negative()
+        return denoised, told[0]
+
+
+def _no_negative() -> UserError:
+    return UserError(
+        "a CFG++ sampler, which goes by the negative's estimate, under a guider that evaluates none",
+        expected="a guider with a negative conditioning: Guider, CFGGuider or KSampler's",
+        mend="connect a negative, for instance Null Conditioning, to Guider, or use CFGGuider in the place of BasicGuider",
+    )
 
 
 def make_sampler(
@@ -58,13 +89,15 @@ def make_sampler(
         extra, guider = extra_args or {}, model.inner_model
         process = process_of(guider.inner_model.model_sampling)
         _prepare(guider, rules)
+        if function in GO_BY_UNCOND:
+            _check_by_uncond(guider)
         bar = _bar(len(sigmas) - 1, disable)
 
         def report(i: int, sigma: float, x: Tensor, denoised: Tensor) -> None:
             comfy.model_management.throw_exception_if_processing_interrupted()
             if callback is not None:
                 callback({"i": i, "sigma": sigma, "sigma_hat": sigma, "x": x, "denoised": denoised})
-            bar.update(1)
+            bar.update(i + 1 - bar.n)  # nothing for a step that is taken again
 
         with bar:
             return function(
@@ -103,6 +136,13 @@ def _prepare(guider: Any, rules: Sequence[Any]) -> None:
     ]
     if patchers:
         comfy.model_management.load_models_gpu([guider.model_patcher, *guider.loaded_models, *patchers])
+
+
+def _check_by_uncond(guider: Any) -> None:
+    """Refuse a guider that cannot serve a CFG++ sampler, before the first step."""
+    if not getattr(guider, "conds", {}).get("negative"):
+        raise _no_negative()
+    check_by_uncond(rules_on(guider.model_options))
 
 
 def step_noise(seed: int, x: Tensor) -> SeededNoise:

@@ -24,7 +24,7 @@ def classifier_for(latents, **changes):
     with torch.inference_mode(False):
         torch.manual_seed(0)
         network = classifiers.new_classifier(classifiers.ClassifierConfig(**made))
-    return part("nodes.runtime.comfy.classifier").ClassifierHandle(classifiers.Classifier(network))
+    return part("nodes.runtime.comfy.networks").ClassifierHandle(classifiers.Classifier(network))
 
 
 def rule(classifier, rules=(), label="cat", scale=0.3, scaling="relative", **more):
