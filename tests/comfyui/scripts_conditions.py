@@ -173,9 +173,9 @@ for kind, embed in (("dev", True), ("schnell", False)):
 # --- interrupts ----------------------------------------------------------------------------------------------------------------
 
 
-def interrupted(make):
+def interrupted(make, on=model):
     """How many calls of the network there were, the second of which is interrupted, and how it ended."""
-    calls, watched = [], model.clone()
+    calls, watched = [], on.clone()
 
     def wrapper(apply_model, args):
         calls.append(1)
@@ -190,14 +190,16 @@ def interrupted(make):
 
 
 def by_our_sampler(name):
-    cls = nodes.NODE_CLASS_MAPPINGS[name]
-    inputs = cls.INPUT_TYPES()
-    made = {key: spec[1].get("default", spec[0][0]) for key, spec in inputs["required"].items()}
-    if "variance" in made:
-        made["variance"] = "beta"
-    sampler = call(name, **made)[0]
-    guider = lambda watched: usual.guider(stage.cfg(2.0), watched)  # noqa: E731
-    return lambda watched: guider(watched).sample(usual.noise, latent, sampler, usual.sigmas, disable_pbar=True, seed=5)
+    """The same with one of the pack's samplers, at its defaults, and a model and a scale that it takes."""
+    inputs = nodes.NODE_CLASS_MAPPINGS[name].INPUT_TYPES()["required"]
+    sampler = call(name, **{key: spec[1]["default"] for key, spec in inputs.items()})[0]
+    on, scale = (SAMPLINGS["flow"](model), 1.0) if name == "LGSamplerRectifiedCFGpp" else (model, 2.0)
+    here = stage.Stage(on, positive, negative, latent, steps=4)
+    ways = dict(disable_pbar=True, seed=5)
+    return interrupted(
+        lambda watched: here.guider(stage.cfg(scale), watched).sample(here.noise, latent, sampler, here.sigmas, **ways),
+        on,
+    )
 
 
 own = [
@@ -205,7 +207,7 @@ own = [
     for name, cls in nodes.NODE_CLASS_MAPPINGS.items()
     if name.startswith("LG") and cls.RETURN_TYPES == ("SAMPLER",)
 ]
-result["interrupted"] = {name: interrupted(by_our_sampler(name)) for name in own}
+result["interrupted"] = {name: by_our_sampler(name) for name in own}
 result["interrupted"]["guider"] = interrupted(lambda watched: usual.ours(rule, watched))
 result["interrupted"]["patch"] = interrupted(lambda watched: usual.basic(stage.patch(watched, rule)))
 
