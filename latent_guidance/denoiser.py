@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol, cast, runtime_checkable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from .attention import AttentionPatch, unreachable
 from .errors import UserError
 from .parameterization import Parameterization
 from .process import Process
@@ -154,6 +156,22 @@ class NetworkDenoiser:
                 mend="use the network with latents of its own number of channels (and say learned_range if it predicts a variance)",
             )
         return output.to(torch.promote_types(x.dtype, torch.float32))
+
+    def check_patch(self, patch: AttentionPatch) -> None:
+        """Refuse a change of attention that the network does not let in, or that names layers which it has not got.
+
+        Raises:
+            UserError: saying so.
+        """
+        check = getattr(self.network, "check_patch", None)
+        if check is None:
+            raise unreachable(patch, type(self.network).__name__)
+        check(patch)
+
+    def patched(self, patches: Sequence[AttentionPatch | None]) -> AbstractContextManager[Any]:
+        """In this context sample i of a call goes through the network with ``patches[i]``; None leaves it as it is."""
+        network: Any = self.network
+        return network.patched(patches)
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
         output = self._output(x, sigma, cond)[:, : x.shape[1]]

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from ..latent_guidance.errors import UserError
 from ..latent_guidance.guidance.base import Rule
 from ..latent_guidance.guidance.knobs import Choice, Knob, Number, Socket, Switch, Text, Whole, default, knobs
+from ..latent_guidance.guidance.weakened import WeakenedPass
 
 CATEGORY = "latent guidance/guidance"
 
@@ -66,7 +67,9 @@ def node_from_rule(rule_class: type[Rule]) -> type:
     described = {name: input_of(knob, default(rule_class, name)) for name, knob in knobs(rule_class).items()}
     optional = {name for name, knob in knobs(rule_class).items() if isinstance(knob, Socket) and knob.optional}
     step = rule_class.stage.value == "step"
-    on_model = rule_class.branches is Rule.branches  # rules with branches of their own act in a guider only
+    on_model = rule_class.branches is Rule.branches or issubclass(
+        rule_class, WeakenedPass
+    )  # others act in a guider only
 
     class RuleNode:
         DISPLAY_NAME = text.name

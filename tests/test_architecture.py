@@ -16,13 +16,15 @@ LIBRARY = ROOT / "latent_guidance"
 # What each room may import of the library. Rooms are listed from the ground up; a room may import itself and the rooms listed.
 GROUND = {"errors"}
 ALGEBRA = GROUND | {"process", "parameterization"}
-CORE = ALGEBRA | {"denoiser", "schedules", "step_grids"}
+CORE = ALGEBRA | {"attention", "windows", "denoiser", "schedules", "step_grids"}
 SAMPLING = CORE | {"noise", "samplers", "analytic"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "process": GROUND,
     "parameterization": ALGEBRA,
-    "denoiser": ALGEBRA,
+    "attention": GROUND,
+    "windows": GROUND,
+    "denoiser": ALGEBRA | {"attention"},
     "schedules": ALGEBRA,
     "step_grids": ALGEBRA | {"schedules"},
     "noise": CORE,

@@ -65,11 +65,13 @@ def _shortened(text: str, size: int, room: int) -> str:
     return text + "…"
 
 
-def _to_tensor(image: Image.Image) -> Tensor:
+def to_tensor(image: Image.Image) -> Tensor:
+    """A picture as (H, W, 3) fp32 in [0, 1]."""
     return torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32) / 255)
 
 
-def _canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """An empty sheet, and what draws on it."""
     from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (width, height), PAPER)
@@ -112,7 +114,7 @@ def bar_chart(labels: Sequence[str], values: Sequence[float], *, title: str = ""
     left = margin + text_room + 10 * scale
     right = total - margin - _width("100.0 %", size) - 8 * scale
     height = head + row * len(rows) + (row if others else 0) + margin
-    image, draw = _canvas(total, height)
+    image, draw = canvas(total, height)
     if title:
         heading = _shortened(title, 16 * scale, total - 2 * margin)
         draw.text((margin, 12 * scale), heading, font=font_for(heading, 16 * scale), fill=INK)
@@ -138,7 +140,7 @@ def bar_chart(labels: Sequence[str], values: Sequence[float], *, title: str = ""
     if others:
         note = f"and {others} others, together {max(0.0, sum(values) - sum(v for _, v in rows)):.1%}".replace("%", " %")
         draw.text((left, height - margin), note, font=font_for(note, size), fill=MUTED, anchor="ls")
-    return _to_tensor(image.resize((width, height // scale), Image.Resampling.LANCZOS))
+    return to_tensor(image.resize((width, height // scale), Image.Resampling.LANCZOS))
 
 
 def picture_grid(cells: Sequence[Tensor], labels: Sequence[str] = (), *, columns: int = 0, gap: int = 8) -> Tensor:
@@ -179,7 +181,7 @@ def picture_grid(cells: Sequence[Tensor], labels: Sequence[str] = (), *, columns
             expected=f"at most {MAX_PIXELS:,} pixels",
             mend="show fewer pictures, or make the large ones smaller",
         )
-    sheet, draw = _canvas(across, down)
+    sheet, draw = canvas(across, down)
     for i, cell in enumerate(cells):
         x, y = gap + i % columns * cell_width, gap + i // columns * cell_height
         for j, text in enumerate(lines[i] if i < len(lines) else ()):
@@ -189,7 +191,7 @@ def picture_grid(cells: Sequence[Tensor], labels: Sequence[str] = (), *, columns
             drawn = _to_image(picture)
             corner = (x + (width - drawn.width) // 2, y + caption + k * (height + gap) + (height - drawn.height) // 2)
             sheet.paste(drawn, corner)
-    return _to_tensor(sheet)[None]
+    return to_tensor(sheet)[None]
 
 
 def _to_image(picture: Tensor) -> Any:

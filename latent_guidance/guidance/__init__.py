@@ -20,12 +20,18 @@ from .limited_interval import LimitedInterval
 from .magnitude_aware import MagnitudeAwareGuidance
 from .momentum import MomentumGuidance
 from .perp_neg import PerpNeg
+from .perturbed_attention import PerturbedAttention
 from .rescale import RescaleGuidance
 from .run import GuidanceRun, check_by_uncond, check_chain, check_on_model
 from .schedule import GuidanceSchedule
+from .skipped_layers import SkippedLayers
 from .sliding_mode import SlidingModeCFG
+from .sliding_window import SlidingWindow
+from .smoothed_energy import SmoothedEnergy
 from .tangential import TangentialCFG
+from .token_perturbation import TokenPerturbation
 from .two_conditions import TwoConditions
+from .weakened import WeakenedPass
 
 RULES: tuple[type[Rule], ...] = (
     CFG,
@@ -34,6 +40,11 @@ RULES: tuple[type[Rule], ...] = (
     TwoConditions,
     PerpNeg,
     Autoguidance,
+    PerturbedAttention,
+    SmoothedEnergy,
+    SkippedLayers,
+    TokenPerturbation,
+    SlidingWindow,
     LimitedInterval,
     GuidanceSchedule,
     GuidanceCurve,
@@ -75,13 +86,19 @@ __all__ = [
     "NodeText",
     "NoisyCLIPGuidance",
     "PerpNeg",
+    "PerturbedAttention",
     "RescaleGuidance",
     "Rule",
+    "SkippedLayers",
     "SlidingModeCFG",
+    "SlidingWindow",
+    "SmoothedEnergy",
     "Stage",
     "Step",
     "TangentialCFG",
+    "TokenPerturbation",
     "TwoConditions",
+    "WeakenedPass",
     "check_by_uncond",
     "check_chain",
     "check_on_model",

@@ -21,21 +21,24 @@ estimates, and after BRANCHES at the steps at which the unconditional branch was
 saw and lower w for the next step before that branch is paid for. All GRADIENT rules of a chain see the same estimate, so their
 order does not matter.
 
-Besides "cond" and "uncond" a rule may name branches of its own (:class:`Branch`): the estimate of another condition, or of another
-model. It finds them in ``step.estimates`` by their names at the steps at which it asked for them.
+Besides "cond" and "uncond" a rule may name branches of its own (:class:`Branch`): the estimate of another condition, of another
+model, or of a weakened pass. It finds them in ``step.estimates`` by their names at the steps at which it asked for them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
+from ..attention import AttentionPatch
 from ..process import Process
+from ..windows import Windows
+from .grid import levels_above
 from .knobs import Socket, knobs
 from .latents import Latents
 
@@ -73,6 +76,7 @@ class Step:
         guidance_scale: w in force (B,).
         estimates: denoised estimates by branch name: "cond", "uncond", and those of further branches; empty before the network
             was called.
+        evaluated: the same as the networks gave them, before BRANCHES rules changed any.
         guided: the guided estimate (B, ...), from COMBINE on.
         note: takes a number per sample that the rule came by anyway and a report should show, ``note("probability", (B,))``;
             None where nobody keeps a report, so that nothing is computed for it.
@@ -84,6 +88,7 @@ class Step:
     index: int | None
     guidance_scale: Tensor
     estimates: Mapping[str, Tensor]
+    evaluated: Mapping[str, Tensor] = field(default_factory=dict)
     guided: Tensor | None = None
     note: Callable[[str, Tensor], None] | None = None
 
@@ -121,17 +126,43 @@ class Branch:
         cond: "cond" or "uncond" for the run's own conditions; else a condition as the host has it, in a node graph a
             CONDITIONING (a list of entries), in the library's Guider a Cond.
         model: what makes the estimate, where it is not the run's own model: a MODEL, in the library a Denoiser.
+        patch: what weakens the pass: a change of the network's attention, or windows through which it sees the latent.
     """
 
     cond: Any
     model: Any = None
+    patch: AttentionPatch | Windows | None = None
 
     @property
     def name(self) -> str:
-        """By which the estimate is found; the same for the same entries of a condition and the same model."""
+        """By which the estimate is found; the same for the same entries of a condition, the same model and equal patches."""
         entries = self.cond if isinstance(self.cond, list) else [self.cond]
         cond = self.cond if isinstance(self.cond, str) else "condition " + " ".join(str(id(entry)) for entry in entries)
-        return cond if self.model is None else f"{cond} by model {id(self.model)}"
+        by_model = cond if self.model is None else f"{cond} by model {id(self.model)}"
+        return by_model if self.patch is None else f"{by_model} with {self.patch}"
+
+    @property
+    def windows(self) -> Windows | None:
+        """Those through which the network sees the latent, if it does not see it whole."""
+        return self.patch if isinstance(self.patch, Windows) else None
+
+    @property
+    def pieces(self) -> int:
+        """How many passes one sample's estimate is made of: one, or one for every window."""
+        return 1 if self.windows is None else self.windows.count**2
+
+    @property
+    def attention(self) -> AttentionPatch | None:
+        """The change of the network's attention, if there is one."""
+        return self.patch if isinstance(self.patch, AttentionPatch) else None
+
+    def patches(self, sigma: Tensor, sigmas: Tensor | None) -> list[AttentionPatch | None]:
+        """The change of attention for each sample at noise levels ``sigma`` (B,): what is drawn is drawn anew at every level of
+        the run's grid ``sigmas`` (N + 1,)."""
+        patch = self.attention
+        if patch is None or patch.op != "shuffle" or sigmas is None:
+            return [patch] * len(sigma)
+        return [replace(patch, step=index) for index in levels_above(sigma, sigmas).tolist()]
 
 
 def network_key(handle: Any) -> str | int:

@@ -8,9 +8,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from ..attention import AttentionPatch, check_patch, patched
 from ..denoiser import Cond, Denoiser, concat_conds, for_run, repeat_cond
 from ..errors import UserError
 from ..process import Process
+from ..windows import Windows
 from .base import Branch, Rule
 from .passes import Passes, passes
 from .record import Record
@@ -21,7 +23,8 @@ from .run import GuidanceRun
 class Guider:
     """``Guider(denoiser, rules)`` is a Denoiser whose estimates are guided.
 
-    All branches that the rules need of one model go through it in one batched call; a branch that is not needed is not paid for.
+    All branches that the rules need of one model on the whole latent go through it in one batched call, those with changed attention among
+    them; a branch that is not needed is not paid for.
 
     Args:
         denoiser: the model.
@@ -30,7 +33,8 @@ class Guider:
         report: keep what every call did, for :attr:`report`; False costs nothing.
 
     Raises:
-        UserError: rules that cannot act together, or that ask for a branch which this guider cannot evaluate.
+        UserError: rules that cannot act together, or that ask for a branch which this guider cannot evaluate, such as changed attention of
+            a model whose attention cannot be reached.
     """
 
     def __init__(self, denoiser: Denoiser, rules: Sequence[Rule], *, uncond: Cond = None, report: bool = False) -> None:
@@ -45,6 +49,8 @@ class Guider:
             _check(branch, self.process)
             if branch.model is not None:
                 self._models[id(branch.model)] = branch.model
+            if branch.attention is not None:
+                check_patch(denoiser if branch.model is None else branch.model, branch.attention)
 
     def begin(self, sigmas: Tensor) -> Guider:
         """The guider for one run over ``sigmas`` (N + 1,), with fresh state; samplers call it."""
@@ -104,42 +110,64 @@ class Guider:
                     expected="a learned-range network",
                     mend="choose variance 'beta' or 'beta_tilde' in the DDPM sampler",
                 )
-            own, others = self._by_model(names)
-            denoised, variance = cast(tuple[Tensor, Tensor], with_variance(*self._batched(own, x, sigma, cond)))
+            own, *others = self._grouped(names)
+            batch, patches = self._batched(own, x, sigma, cond)
+            with patched(self.denoiser, patches):
+                denoised, variance = cast(tuple[Tensor, Tensor], with_variance(*batch))
             variances.append(_apart(own, variance)["cond"])
-            return {**_apart(own, denoised), **self._by_others(others, x, sigma, cond)}
+            return _apart(own, denoised) | self._by_others(others, x, sigma, cond)
 
         return self._run(x, sigma, evaluate), variances[0]
 
-    def _by_model(self, names: tuple[str, ...]) -> tuple[list[str], dict[int, list[str]]]:
-        """Of the named branches, those of the guider's own model, and those of every other one."""
-        own: list[str] = []
-        others: dict[int, list[str]] = {}
+    def _grouped(self, names: tuple[str, ...]) -> list[list[str]]:
+        """The named branches, those together that can share one call: first those of the guider's own model on the whole latent, then those
+        of every other model, and of every set of windows."""
+        groups: dict[tuple[int | None, Windows | None], list[str]] = {(None, None): []}
         for name in names:
             self._cond(name, None)  # refuses a condition that is not there before any network is called
-            branch = self._run.branches.get(name)
-            group = own if branch is None or branch.model is None else others.setdefault(id(branch.model), [])
-            group.append(name)
-        return own, others
+            branch = self._run.branches.get(name) or Branch(name)
+            model = None if branch.model is None else id(branch.model)
+            groups.setdefault((model, branch.windows), []).append(name)
+        return list(groups.values())
 
     def _evaluated(self, names: tuple[str, ...], x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:
-        """The estimates (B, ...) of the named branches, in one call of each model."""
-        own, others = self._by_model(names)
-        denoised = self.denoiser(*self._batched(own, x, sigma, cond))
-        return {**_apart(own, denoised), **self._by_others(others, x, sigma, cond)}
+        """The estimates (B, ...) of the named branches, in one call of each group."""
+        own, *others = self._grouped(names)
+        batch, patches = self._batched(own, x, sigma, cond)
+        with patched(self.denoiser, patches):
+            estimates = _apart(own, self.denoiser(*batch))
+        return estimates | self._by_others(others, x, sigma, cond)
 
-    def _by_others(self, groups: Mapping[int, list[str]], x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:
-        """The estimates (B, ...) of other models' branches, in one call of each model."""
+    def _by_others(self, groups: Sequence[list[str]], x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:
+        """The estimates (B, ...) of further groups of branches, in one call each."""
         estimates: dict[str, Tensor] = {}
-        for key, names in groups.items():
-            estimates |= _apart(names, self._models[key](*self._batched(names, x, sigma, cond)))
+        for names in groups:
+            branch = self._run.branches[names[0]]
+            denoiser = self.denoiser if branch.model is None else self._models[id(branch.model)]
+            windows = branch.windows
+            pieces = x if windows is None else windows.crops(x)
+            times = len(pieces) // len(x)
+            batch, patches = self._batched(names, pieces, sigma.expand(len(x)).repeat(times), cond, times=times)
+            with patched(denoiser, patches):
+                found = _apart(names, denoiser(*batch))
+            if windows is not None:
+                found = {name: windows.joined(parts, *x.shape[-2:]) for name, parts in found.items()}
+            estimates |= found
         return estimates
 
-    def _batched(self, names: Sequence[str], x: Tensor, sigma: Tensor, cond: Cond) -> tuple[Tensor, Tensor, Cond]:
-        """x, sigma and the conditions of the named branches, each joined along the batch."""
+    def _batched(
+        self, names: Sequence[str], x: Tensor, sigma: Tensor, cond: Cond, *, times: int = 1
+    ) -> tuple[tuple[Tensor, Tensor, Cond], list[AttentionPatch | None]]:
+        """x, sigma and the conditions of the named branches, each joined along the batch, and the change of attention for each sample.
+
+        ``times`` is how many pieces of every sample there are in x, piece by piece.
+        """
         batch = x.shape[0]
-        conds = [repeat_cond(self._cond(name, cond), batch) for name in names]
-        return torch.cat([x] * len(names)), sigma.expand(batch).repeat(len(names)), concat_conds(conds)
+        sigma = sigma.expand(batch)
+        conds = [repeat_cond(self._cond(name, cond), batch // times) for name in names for _ in range(times)]
+        branches = [self._run.branches.get(name) or Branch(name) for name in names]
+        patches = [patch for branch in branches for patch in branch.patches(sigma, self._run.sigmas)]
+        return (torch.cat([x] * len(names)), sigma.repeat(len(names)), concat_conds(conds)), patches
 
     def _cond(self, name: str, cond: Cond) -> Cond:
         """The condition of the named branch."""

@@ -1,7 +1,8 @@
 """How many network passes a chain of rules costs, known before it runs.
 
 A pass is one sample's estimate by a model: a step that evaluates prompt and negative makes two for every picture, whether in one
-batched call or not. What a rule calls besides (a classifier, and its gradient) is named, not counted.
+batched call or not. Every window of sliding windows is a pass, if a small one. What a rule calls besides (a classifier, and its
+gradient) is named, not counted.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def passes(
         entries: how many passes a branch is made of, where it is not one (a prompt of several parts).
         always: names of branches that the host evaluates even if no rule asks for them.
     """
-    entries, labels = entries or {}, run.branch_labels
+    entries, labels, pieces = entries or {}, run.branch_labels, run.pieces
     asked = [run.wanted_at(sigma.reshape(1)) for sigma in sigmas]
     wanted = [(*names, *sorted(always - set(names))) for names in asked]
     named = list(zip(rule_names(run.rules), run.rules, strict=True))
@@ -103,7 +104,7 @@ def passes(
     return Passes(
         tuple(sigmas.tolist()),
         tuple(tuple(labels.get(name, name) for name in names) for names in wanted),
-        tuple(sum(entries.get(name, 1) for name in names) for names in wanted),
+        tuple(sum(entries.get(name, 1) * pieces.get(name, 1) for name in names) for names in wanted),
         sparing=tuple(name for name, rule in named if guided and rule.may_spare),
         besides=tuple(name for name, rule in named if rule.networks()),
     )

@@ -70,18 +70,25 @@ class Record:
         self.on, self.entries = on, dict(entries or {})
         self.rules: tuple[str, ...] = ()
         self.labels: dict[str, str] = {}
+        self._pieces: dict[str, int] = {}
         self.calls: list[Call] = []
         self._noted: dict[str, Tensor] = {}
         self._scale_changes: dict[str, Tensor] = {}
         self._met: Step | None = None
 
-    def describe(self, rules: Sequence[str], labels: Mapping[str, str]) -> None:
-        """Name the chain's rules in order, and its branches."""
-        self.rules, self.labels = tuple(rules), dict(labels)
+    def describe(
+        self, rules: Sequence[str], labels: Mapping[str, str], pieces: Mapping[str, int] | None = None
+    ) -> None:
+        """Name the chain's rules in order, and its branches; ``pieces`` says of how many passes a branch is made for one entry."""
+        self.rules, self.labels, self._pieces = tuple(rules), dict(labels), dict(pieces or {})
 
     def passes(self, call: Call) -> int | None:
         """Network passes that ``call`` was made of; None for a chain on a model."""
-        return None if self.on == "model" else sum(self.entries.get(name, 1) for name in call.branches)
+        return (
+            None
+            if self.on == "model"
+            else sum(self.entries.get(name, 1) * self._pieces.get(name, 1) for name in call.branches)
+        )
 
     def begin(self, step: Step) -> None:
         """A call begins."""

@@ -85,10 +85,10 @@ def check_on_model(rules: Sequence[Rule]) -> None:
     """Refuse rules that cannot act on a model under a guider which knows only a prompt and a negative.
 
     Raises:
-        UserError: rules with branches of their own.
+        UserError: rules that go by a condition or a model of their own. Weakened passes of the prompt are not refused.
     """
     for rule in rules:
-        if rule.branches():
+        if any(branch.model is not None or branch.cond != "cond" for branch in rule.branches()):
             raise UserError(
                 f"the rule {rule.node.name!r} on a model, where only prompt and negative are evaluated",
                 expected="it in a guider, which evaluates what it asks for",
@@ -147,7 +147,7 @@ class GuidanceRun:
         self.rules, self._combining = tuple(rules), combining
         self.record = record
         if record is not None:
-            record.describe(rule_names(rules), self.branch_labels)
+            record.describe(rule_names(rules), self.branch_labels, self.pieces)
         named = list(zip(rule_names(rules), rules, [rule.bind(sigmas) for rule in rules], strict=True))
 
         def acting(stage: Stage, where: Callable[[Rule], bool] = lambda rule: True) -> list[tuple[str, Callable]]:
@@ -169,6 +169,11 @@ class GuidanceRun:
                 own.setdefault(branch.name, []).append(name)
         labels = {name: f"of {' and '.join(dict.fromkeys(asking))}" for name, asking in own.items()}
         return labels | {"cond": "positive", "uncond": "negative"}
+
+    @property
+    def pieces(self) -> dict[str, int]:
+        """Of how many passes rules' own estimates are made, for one entry of their conditions."""
+        return {name: branch.pieces for name, branch in self.branches.items()}
 
     @property
     def leaves_combination_alone(self) -> bool:
@@ -225,7 +230,8 @@ class GuidanceRun:
         wanted = self._wanted(step)
         given = evaluate((*wanted, *(name for name in also if name not in wanted)))
         self._seen(None, step, step.replace(estimates=given))
-        step = step.replace(estimates={name: given[name] for name in wanted})
+        evaluated = {name: given[name] for name in wanted}
+        step = step.replace(estimates=evaluated, evaluated=evaluated)
         for name, change in self._branches:
             step = self._seen(name, step, step.replace(estimates={**step.estimates, **change(step)}))
         for name, rule_scale in self._closed_scale if "uncond" in step.estimates else ():

@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..attention import AttentionPatch, check_patch, patched
 from ..denoiser import Cond, Denoiser, concat_conds, for_run
 from ..errors import UserError
 from ..guidance import Branch, GuidanceRun
 from ..guidance.passes import Passes, noise_range, passes
 from ..guidance.record import Record
 from ..process import Process
+from ..windows import Windows
 from .objects import Conditioning, GuiderNode, Model
 
 
 @dataclass
 class Network:
-    """A model of a run, and the conditions of the branches that it evaluates, all in one batched call."""
+    """A model of a run, and the conditions of the branches that it evaluates, all in one batched call.
+
+    Attributes:
+        model: the MODEL.
+        denoiser: its denoiser for this run.
+        windows: those through which it sees the latent in this call, if it does not see it whole.
+        branches: the conditions of every branch, by name.
+        changes: the change of attention for each sample of a branch, given their noise levels.
+    """
 
     model: Model
     denoiser: Denoiser
+    windows: Windows | None = None
     branches: dict[str, list[Cond]] = field(default_factory=dict)
+    changes: dict[str, Callable[[Tensor], list[AttentionPatch | None]]] = field(default_factory=dict)
 
     @property
     def passes(self) -> int:
-        """The most network passes that one call is made of."""
-        return sum(len(conds) for conds in self.branches.values())
+        """The most network passes that one call is made of, each on what :meth:`seen` says."""
+        windows = 1 if self.windows is None else self.windows.count**2
+        return windows * sum(len(conds) for conds in self.branches.values())
+
+    def seen(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what one pass sees of a latent of ``shape`` (B, C, H, W)."""
+        return shape if self.windows is None else (*shape[:-2], *self.windows.boxes(*shape[-2:])[0][2:])
 
     @property
     def tokens(self) -> tuple[int, int]:
@@ -44,17 +62,21 @@ class Network:
         self, names: tuple[str, ...], x: Tensor, sigma: Tensor, *, variance: bool = False
     ) -> list[dict[str, Tensor]]:
         """The named branches' estimates (B, ...) by name, and with ``variance`` their learned variances."""
-        batch = x.shape[0]
-        owners = [name for name in self.branches if name in names for _ in self.branches[name]]
-        conds = [_expand(cond, batch) for name in self.branches if name in names for cond in self.branches[name]]
-        many = (torch.cat([x] * len(conds)), sigma.expand(batch).repeat(len(conds)), concat_conds(conds))
+        pieces = x if self.windows is None else self.windows.crops(x)
+        batch, times = x.shape[0], len(pieces) // len(x)
+        own = [(name, cond) for name in self.branches if name in names for cond in self.branches[name]]
+        conds = [_expand(cond, batch) for _, cond in own for _ in range(times)]
+        levels = sigma.expand(batch).repeat(times)
+        many = (torch.cat([pieces] * len(own)), levels.repeat(len(own)), concat_conds(conds))
         denoiser: Any = self.denoiser
-        outputs = denoiser.with_variance(*many) if variance else (denoiser(*many),)
+        with patched(denoiser, [patch for name, _ in own for patch in self.changes[name](levels)]):
+            outputs = denoiser.with_variance(*many) if variance else (denoiser(*many),)
         averaged = []
         for output in outputs:
             parts: dict[str, list[Tensor]] = {}
-            for name, part in zip(owners, output.chunk(len(conds)), strict=True):
-                parts.setdefault(name, []).append(part)
+            for (name, _), part in zip(own, output.chunk(len(own)), strict=True):
+                whole = part if self.windows is None else self.windows.joined(part, *x.shape[-2:])
+                parts.setdefault(name, []).append(whole)
             averaged.append(
                 {name: found[0] if len(found) == 1 else sum(found) / len(found) for name, found in parts.items()}
             )
@@ -62,7 +84,8 @@ class Network:
 
 
 class RunDenoiser:
-    """A GuiderNode as the Denoiser of one run; all branches of a step that one model evaluates go through it in one call.
+    """A GuiderNode as the Denoiser of one run; all branches of a step that one model evaluates on the whole latent go through it in one
+    call.
 
     Args:
         guider: the model, its conditions and rules.
@@ -85,19 +108,23 @@ class RunDenoiser:
                 mend="connect the negative input of the guider, or use CFGGuider instead of BasicGuider",
             )
         self.own = Network(guider.model, for_run(guider.model.denoiser, sigmas))
-        others: dict[int, Network] = {}
+        further: dict[tuple[int | None, Windows | None], Network] = {(None, None): self.own}
         wanted = {"uncond": Branch("uncond"), "cond": Branch("cond")} if needs_uncond else {}
         asked = self.run.may_ask
         wanted |= {"cond": Branch("cond")} | {name: own for name, own in self.run.branches.items() if name in asked}
         for name, branch in wanted.items():
-            network = self.own
+            model = guider.model if branch.model is None else branch.model
             if branch.model is not None:
-                check_model(branch.model, guider.model)
-                fresh = Network(branch.model, for_run(branch.model.denoiser, sigmas))
-                network = others.setdefault(id(branch.model), fresh)
+                check_model(model, guider.model)
+            if branch.attention is not None:
+                check_patch(model.denoiser, branch.attention)
+            key = (None if branch.model is None else id(model), branch.windows)
+            fresh = Network(model, for_run(model.denoiser, sigmas), branch.windows)
+            network = further.setdefault(key, fresh)
             conditioning, what = _conditioning(branch, guider)
             network.branches[name] = entries(conditioning, network.model, what)
-        self.networks = [self.own, *others.values()]
+            network.changes[name] = partial(branch.patches, sigmas=sigmas)
+        self.networks = list(further.values())
         if record is not None:
             record.entries = {name: len(conds) for net in self.networks for name, conds in net.branches.items()}
 

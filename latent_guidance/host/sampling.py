@@ -92,7 +92,12 @@ def sample(
     for network in denoiser.networks:  # one after the other
         tokens, width = network.tokens
         memory.check_sampling(
-            tuple(start.shape), network.passes, network.model.widest, model.device, tokens=tokens, width=width
+            network.seen(tuple(start.shape)),
+            network.passes,
+            network.model.widest,
+            model.device,
+            tokens=tokens,
+            width=width,
         )
 
     first = sigmas[0]

@@ -15,14 +15,17 @@ takes, ``tokens`` (B, L, token_width), ``vector`` (B, vector_width), ``label`` (
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..attention import AttentionPatch
 from ..denoiser import Cond, NetworkDenoiser
 from ..errors import UserError
 from ..schedules import schedule_from_config
+from . import attention
 from .configs import smallest_side, too_small
 
 if TYPE_CHECKING:
@@ -136,6 +139,14 @@ class ConditionedUNet:
         channels = list(config["block_out_channels"])
         narrowest = map(min, channels, channels[:1] + channels)  # a level's first norm is of the channels that come in
         self.smallest = smallest_side(narrowest, config["norm_num_groups"], padding=config["downsample_padding"])
+
+    def check_patch(self, patch: AttentionPatch) -> None:
+        """Refuse a change of attention in layers that the network has not got."""
+        attention.check_patch(self.unet, patch)
+
+    def patched(self, patches: Sequence[AttentionPatch | None]) -> AbstractContextManager[None]:
+        """In this context sample i of a call goes through with ``patches[i]``; see :func:`.attention.patched`."""
+        return attention.patched(self.unet, patches)
 
     def __call__(self, x: Tensor, timestep: Tensor, cond: Cond = None) -> Tensor:
         """x (B, C, H, W) in the network's own scale, timestep (B,), cond as in the module's docstring.

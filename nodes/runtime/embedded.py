@@ -153,6 +153,7 @@ def make_guider(
     model.with_rules(rules)  # refuses what cannot act together
     for other in [branch.model for rule in rules for branch in rule.branches() if branch.model is not None]:
         check_model(other, model)
+    _check_attention(model, rules)
     return GuiderNode(model, positive, negative, tuple(rules), report=report)
 
 
@@ -166,7 +167,16 @@ def patch_model(model: Model, rules: Sequence[Any], *, report: bool = False) -> 
     from ...latent_guidance.guidance import check_on_model
 
     check_on_model(rules)
+    _check_attention(model, rules)
     return model.with_rules(rules, report=report)
+
+
+def _check_attention(model: Model, rules: Sequence[Any]) -> None:
+    """Refuse rules that change attention in layers which the model has not got."""
+    from ...latent_guidance.attention import check_patch
+
+    for branch in [branch for rule in rules for branch in rule.branches() if branch.attention is not None]:
+        check_patch((branch.model or model).denoiser, branch.attention)
 
 
 def make_sampler(

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib.figure
 import pytest
 import torch
 from PIL import Image
 
 from latent_guidance.errors import UserError
-from latent_guidance.evaluation.guidance_plot import draw_report, report_image
+from latent_guidance.evaluation.guidance_plot import (
+    COLORS,
+    Panel,
+    _light,
+    _panels,
+    colors_of,
+    draw_report,
+    level_ticks,
+    report_image,
+    ticks,
+)
 from latent_guidance.guidance.report import Chain, Report
 
 
@@ -27,39 +36,49 @@ def report(*rows: dict, on: str = "guider") -> Report:
     return Report((Chain(on, ("CFG",), rows),))
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.figure.Figure]:
-    """The figures that are saved."""
-    figures, save = [], matplotlib.figure.Figure.savefig
-    monkeypatch.setattr(
-        matplotlib.figure.Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k)
-    )
-    return figures
+def has(image: torch.Tensor, color: str) -> bool:
+    """Whether a picture (1, H, W, 3) in [0, 1] has pixels of that very colour."""
+    wanted = torch.tensor([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+    return bool(((image[0] * 255).round() == wanted).all(dim=-1).any())
 
 
-def test_every_panel_is_there_and_noise_falls_from_left_to_right(drawn: list[matplotlib.figure.Figure]) -> None:
-    image = report_image(report(row(0, 8.0), row(1, 1.0), row(2, 0.1)))
-    [figure] = drawn
-    titles = [axis.get_ylabel().replace("\n", " ") for axis in figure.axes]
-    assert titles == ["guidance scale", "size in D (root mean square)", "probability"]
-    names = [text.get_text() for axis in figure.axes for text in axis.get_legend().get_texts()]
-    assert names == ["w", "Δ = prompt - negative", "CFG", "Clip", "Classifier"], (
-        "what is unknown throughout has no curve"
-    )
-    assert all(axis.get_xscale() == "log" and axis.xaxis_inverted() for axis in figure.axes)
-    cfg, clip = figure.axes[1].get_lines()[1:3]
-    assert cfg.get_ydata() == pytest.approx([1.8] * 3) and clip.get_ydata() == pytest.approx([0.0] * 3, abs=1e-30)
-    assert len(figure.axes[2].collections) == 1, "two pictures have a band"
+def test_every_panel_and_every_curve_is_there_and_drawn() -> None:
+    shown = report(row(0, 8.0), row(1, 1.0), row(2, 0.1))
+    panels = _panels(shown)
+    assert {title: [name for name, _, _ in curves] for title, curves in panels} == {
+        "guidance scale": ["w"],
+        "size in D (root mean square)": ["prompt - negative", "CFG", "Clip"],
+        "probability": ["Classifier"],
+    }, "what is unknown throughout has no curve"
+    image = report_image(shown)
     assert image.shape[0] == 1 and image.shape[3] == 3 and image.dtype == torch.float32
     assert image.min() >= 0 and image.max() <= 1 and image.mean() > 0.85, "light"
+    assert len(set(colors_of(panels).values())) == 5
+    assert all(has(image, color) for color in colors_of(panels).values())
+    assert not has(report_image(report(row(0, 8.0, notes={}), row(1, 1.0, notes={}))), colors_of(panels)["Classifier"])
 
 
-def test_two_chains_are_told_apart_and_a_single_picture_has_no_band(drawn: list[matplotlib.figure.Figure]) -> None:
+def test_noise_falls_from_left_to_right_and_values_rise() -> None:
+    panel = Panel(top=10.0, bottom=110.0, sigmas=(10.0, 0.1), values=(0.0, 4.0))
+    assert panel.across(10.0) < panel.across(1.0) < panel.across(0.1)
+    assert panel.across(1.0) - panel.across(10.0) == pytest.approx(panel.across(0.1) - panel.across(1.0))
+    assert panel.down(4.0) < panel.down(0.0)
+
+
+def test_two_chains_are_told_apart_and_only_a_batch_has_a_band() -> None:
     one = row(0, 8.0) | dict(sigma=[8.0], guidance_scale=[2.0], delta=None, contributions={"CFG": [1.0]}, notes={})
-    report_image(Report((Chain("model", ("CFG",), (one,)), Chain("guider", ("CFG",), (one,)))))
-    names = [text.get_text().replace("\n", " ") for text in drawn[0].axes[1].get_legend().get_texts()]
-    assert names == ["CFG (on the model)", "CFG (on the guider)"]
-    assert all(not axis.collections for axis in drawn[0].axes) and len(drawn[0].axes) == 2
+    rows = (one, one | dict(sigma=[1.0]))
+    both = Report((Chain("model", ("CFG",), rows), Chain("guider", ("CFG",), rows)))
+    assert [name for name, _, _ in _panels(both)[1][1]] == ["CFG (on the model)", "CFG (on the guider)"]
+    band = _light(COLORS[0])
+    assert not has(report_image(both), band) and has(report_image(report(row(0, 8.0), row(1, 1.0))), band)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.03), (0.0, 4.2), (-3.0, 21.5), (0.0, 1e-7), (0.0, 123456.0)])
+def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert 2 <= len(found) <= 6 and low <= found[0] and found[-1] <= high
+    assert level_ticks(15.0, 0.3) == pytest.approx([0.5, 1, 2, 5, 10])
 
 
 def test_a_png_is_written_whole_and_no_calls_are_refused(tmp_path: Path) -> None:

@@ -179,3 +179,57 @@ class TestEveryRulesWords:
 def test_node_ids_are_unique() -> None:
     ids = [rule_class.node.id for rule_class in RULES]
     assert len(set(ids)) == len(ids)
+
+
+SCALES = [-3.0, -1.0, 0.0, 0.5, 1.0]
+BY_SCALE = [rule_class for rule_class in RULES if "guidance_scale" in knobs(rule_class)]
+
+
+def allowed(rule_class: type[Rule], w: float) -> bool:
+    knob = knobs(rule_class)["guidance_scale"]
+    assert isinstance(knob, Number)
+    return knob.min <= w <= knob.max
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+@pytest.mark.parametrize("w", SCALES)
+class TestScalesBelowOne:
+    """w < 1, w = 0 and negative scales: what they mean where they are allowed, refused with words where they are not."""
+
+    @pytest.mark.parametrize(
+        "rule_class", [rule_class for rule_class in BY_SCALE if rule_class.stage is not Stage.STEP]
+    )
+    def test_every_rule_with_a_scale(self, rule_class: type[Rule], w: float, process: Process) -> None:
+        if not allowed(rule_class, w):
+            with pytest.raises(UserError, match=r"guidance_scale of .*Expected: a number from"):
+                make(rule_class, guidance_scale=w)
+            return
+        x, rule = latents(), make(rule_class, guidance_scale=w)
+        out = guided([rule], process, x)
+        assert torch.isfinite(out).all() and out.shape == x.shape
+        if rule_class.stage is Stage.GRADIENT:  # an odd function of its scale: below 0 it pushes the other way, as far
+            forth, back = (guided([make(rule_class, guidance_scale=s)], process, x) - torch.tanh(x) for s in (w, -w))
+            torch.testing.assert_close(forth, -back, rtol=1e-9, atol=1e-12)
+            assert (w == 0) == bool((forth == 0).all())
+
+    @pytest.mark.parametrize(
+        "rule_class", [r for r in ON_ESTIMATES if r.stage in (Stage.BRANCHES, Stage.POST, Stage.SCALE)]
+    )
+    def test_every_rule_beside_cfg(self, rule_class: type[Rule], w: float, process: Process) -> None:
+        rules = [CFG(guidance_scale=w), make(rule_class)]
+        for apart in (1.0, 0.01):
+            assert torch.isfinite(two_calls(rules, process, latents(), SIGMAS, apart)).all()
+            plain = two_calls([CFG(guidance_scale=w)], process, latents(), SIGMAS, apart)
+            assert torch.equal(
+                plain, two_calls([CFG(guidance_scale=w), neutral(rule_class)], process, latents(), SIGMAS, apart)
+            )
+
+
+@pytest.mark.parametrize("w", [-3.0, 0.0, 0.5])
+def test_cfg_below_one_is_the_straight_line_through_both_estimates(w: float) -> None:
+    """0 is the unconditional estimate itself; below 0 the way away from the prompt."""
+    x = latents()
+    cond, uncond = torch.tanh(x), torch.sin(2 * x) / 2
+    out = guided([CFG(guidance_scale=w)], VE_SCALED, x)
+    torch.testing.assert_close(out, uncond + w * (cond - uncond), rtol=0, atol=1e-14)
+    assert w != 0 or torch.equal(out, uncond)

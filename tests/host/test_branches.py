@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from latent_guidance.attention import AttentionPatch, select_layers
 from latent_guidance.errors import UserError
-from latent_guidance.guidance import CFG, Autoguidance, LimitedInterval, TwoConditions
+from latent_guidance.guidance import (
+    CFG,
+    Autoguidance,
+    LimitedInterval,
+    PerturbedAttention,
+    SlidingWindow,
+    TokenPerturbation,
+    TwoConditions,
+)
 from latent_guidance.host import memory
 from latent_guidance.host.objects import GuiderNode, Noise
 from latent_guidance.host.sampling import sample
@@ -153,3 +164,87 @@ def test_a_weak_model_that_does_not_fit_is_refused_before_the_first_step(embedde
         with pytest.raises(UserError, match=words):
             embedded["LGGuider"]().make(mine, tokens(1.0), None, (auto(weak),))
     assert not calls(GuiderNode(mine, tokens(1.0)))
+
+
+class Patchable(Linear):
+    """Takes changed attention, and notes it; a changed sample's estimate is halved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now: list[Any] = []
+        self.patches: list[list[Any]] = []
+
+    def check_patch(self, patch: AttentionPatch) -> None:
+        select_layers(patch.layers, ["d0", "m0"])
+
+    @contextmanager
+    def patched(self, patches: Any) -> Iterator[None]:
+        self.now = list(patches)
+        yield
+        self.now = []
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+        self.patches.append(self.now)
+        factors = torch.tensor([0.5 if patch else 1.0 for patch in self.now or [None] * len(x)])
+        return super().__call__(x, sigma, cond) * factors.reshape(-1, 1, 1, 1)
+
+
+def patchable() -> tuple[Any, Patchable]:
+    denoiser = Patchable()
+    return replace(model(), denoiser=denoiser), denoiser
+
+
+def test_a_weakened_pass_shares_the_call_and_every_entry_of_the_prompt_is_weakened() -> None:
+    host_model, denoiser = patchable()
+    positive = [*tokens(1.0), *tokens(0.5)]
+    chain = (CFG(guidance_scale=2.0), PerturbedAttention(scale=3.0))
+    out = run(GuiderNode(host_model, positive, tokens(0.25), chain))
+    [(x, _, _)] = denoiser.calls
+    [patches] = denoiser.patches
+    assert len(x) == 10 and [bool(patch) for patch in patches] == [False] * 6 + [True] * 4
+    plain = run(GuiderNode(patchable()[0], positive, tokens(0.25), chain[:1]))
+    weak = 0.5 * run(GuiderNode(patchable()[0], positive, None))
+    torch.testing.assert_close(out, plain + 3 * weak)
+    on_model = host_model.with_rules([PerturbedAttention(scale=3.0)])
+    torch.testing.assert_close(run(GuiderNode(on_model, positive, tokens(0.25), chain[:1])), out)
+
+
+def test_a_shuffle_is_another_one_at_every_step() -> None:
+    host_model, denoiser = patchable()
+    run(GuiderNode(host_model, tokens(1.0), None, (TokenPerturbation(layers="d0"),)), torch.tensor([8.0, 2.0, 0.0]))
+    assert [[patch and patch.step for patch in patches] for patches in denoiser.patches] == [
+        [None, None, 0, 0],
+        [None, None, 1, 1],
+    ]
+
+
+def test_windows_are_a_call_of_their_own_and_counted_as_what_they_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[tuple[tuple[int, ...], int]] = []
+    monkeypatch.setattr(memory, "check_sampling", lambda shape, branches, *_, **__: counted.append((shape, branches)))
+    guider = GuiderNode(model(), [*tokens(1.0), *tokens(0.5)], tokens(0.25), (CFG(guidance_scale=2.0), SlidingWindow()))
+    run(guider)
+    shape = tuple(latent()["samples"].shape)
+    part = tuple(-(-size * 5 // 8) for size in shape[2:])
+    assert counted == [(shape, 3), ((*shape[:2], *part), 8)]
+    assert [tuple(x.shape) for x, _, _ in calls(guider)] == [
+        (3 * shape[0], *shape[1:]),
+        (8 * shape[0], shape[1], *part),
+    ]
+    counted.clear()
+    run(GuiderNode(patchable()[0], tokens(1.0), tokens(0.25), (CFG(guidance_scale=2.0), PerturbedAttention())))
+    run(GuiderNode(patchable()[0], tokens(1.0), None, (PerturbedAttention(scale=0.0),)))
+    assert [branches for _, branches in counted] == [3, 1]
+
+
+def test_attention_that_cannot_be_changed_is_refused_before_the_first_step() -> None:
+    for host_model, rule, words in (
+        (model(), PerturbedAttention(), "does not let that be changed"),
+        (patchable()[0], PerturbedAttention(layers="u0"), "d0, m0"),
+    ):
+        for guider in (
+            GuiderNode(host_model, tokens(1.0), None, (rule,)),
+            GuiderNode(host_model.with_rules([rule]), tokens(1.0), None),
+        ):
+            with pytest.raises(UserError, match=words):
+                run(guider)
+            assert calls(guider) == []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from types import MappingProxyType
 from typing import Any
 
 import comfy.model_management
@@ -17,14 +18,16 @@ import torch
 from torch import Tensor
 
 from ....latent_guidance.errors import UserError
-from ....latent_guidance.guidance import GuidanceRun, check_chain, check_on_model
+from ....latent_guidance.guidance import Branch, GuidanceRun, check_chain, check_on_model
 from ....latent_guidance.guidance.base import Rule, Stage, Step, network_key
 from ....latent_guidance.guidance.cfg import cfg
 from ....latent_guidance.guidance.passes import Passes, noise_range, passes
 from ....latent_guidance.guidance.record import Record
 from ....latent_guidance.guidance.report import REPORTS
+from ....latent_guidance.guidance.weakened import WeakenedPass
 from ....latent_guidance.process import VE_SCALED, Process, process_from_alpha
-from .branches import OtherModel, check_hooks, check_model, other_models, own_conditions
+from . import weakened
+from .branches import OtherModel, asked_branches, check_hooks, check_model, other_models, own_conditions
 from .branches import evaluate as evaluate_branches
 from .checks import check_channels, check_latents, warn_if_distilled
 
@@ -170,6 +173,8 @@ class Guider(comfy.samplers.CFGGuider):
 
     others: Sequence[OtherModel] = ()
     """The models that rules bring, beside the guider's own."""
+    weakened: Mapping[str, Branch] = MappingProxyType({})
+    """The weakened passes of the positive condition that rules ask for, by name."""
     rules: Sequence[Any] = ()
     """The guider's own chain, without what is on its model."""
 
@@ -177,6 +182,7 @@ class Guider(comfy.samplers.CFGGuider):
         """How many network passes each branch is made of: one for every entry of its condition."""
         counts = {name: len(conds) for name, conds in self.original_conds.items()}
         counts |= {name: counts[cond] for other in self.others for name, cond in other.conds.items() if cond in counts}
+        counts |= dict.fromkeys(self.weakened, counts["positive"])
         return counts | {"cond": counts["positive"], "uncond": counts.get("negative", 1)}
 
     def inner_sample(
@@ -224,6 +230,8 @@ class Guider(comfy.samplers.CFGGuider):
             out, further = evaluate_branches(model, conds, own, x, timestep, options)
             for other in self.others:
                 further |= other.evaluate(names, x, timestep)
+            passes = {name: self.weakened[name] for name in names if name in self.weakened}
+            further |= weakened.evaluate(model, positive, passes, x, timestep, options, run.sigmas)
             for hook in options.get("sampler_pre_cfg_function", []):
                 out = hook({**arguments, "conds_out": out, "cond_scale": run.base_scale, "timestep": timestep})
             seen.update(conds=conds, out=out)
@@ -254,6 +262,11 @@ class Guider(comfy.samplers.CFGGuider):
         raise NotImplementedError
 
 
+def weakened_passes(run: GuidanceRun) -> dict[str, Branch]:
+    """Name -> branch, of the weakened passes that some step of ``run`` may ask for."""
+    return {name: branch for name, branch in asked_branches(run).items() if branch.patch is not None}
+
+
 def make_guider(
     model: comfy.model_patcher.ModelPatcher,
     positive: Any,
@@ -281,9 +294,11 @@ def make_guider(
     for other in others:
         check_model(other.patcher, model, process_of, MARKS)
         check_hooks(positive, negative, *own.values())
+    passes = weakened_passes(run)
+    weakened.check(passes.values(), model.get_model_object("diffusion_model"), positive)
     guided = _with_networks(model, rules, others)
     guider = Guider(guided)
-    guider.others, guider.rules = others, tuple(rules)
+    guider.others, guider.rules, guider.weakened = others, tuple(rules), passes
     guider.inner_set_conds({"positive": positive, **own} | ({} if negative is None else {"negative": negative}))
     guider.set_cfg(run.base_scale)
     entries = guider.entries()
@@ -295,14 +310,17 @@ def make_guider(
 def guider_passes(guider: Guider, sigmas: Tensor | None = None) -> Passes:
     """What a guider costs in network passes: over a run's ``sigmas`` (N + 1,), else over the model's whole noise range.
 
-    Without the passes that other nodes' patches on its model make for themselves.
+    With the weakened passes of rules on its model, without the passes that other nodes' patches make for themselves.
     """
     sampling = guider.model_patcher.get_model_object("model_sampling")
-    run = GuidanceRun(guider.rules, process_of(sampling), sigmas=sigmas)
+    on_model = [rule for rule in rules_on(guider.model_options) if isinstance(rule, WeakenedPass)]
+    on_model = [rule for rule in on_model if rule not in guider.rules]  # the guider's own are marked on its model too
+    run = GuidanceRun((*on_model, *guider.rules), process_of(sampling), sigmas=sigmas)
     whole = (float(sampling.sigma_max), float(sampling.sigma_min))
     levels = noise_range(run, *whole) if sigmas is None else sigmas[:-1]
     hooked = guider.model_options.get("disable_cfg1_optimization") and "negative" in guider.original_conds
-    return passes(run, levels, entries=guider.entries(), always=frozenset({"uncond"} if hooked else ()))
+    entries = dict.fromkeys(weakened_passes(run), len(guider.original_conds["positive"])) | guider.entries()
+    return passes(run, levels, entries=entries, always=frozenset({"uncond"} if hooked else ()))
 
 
 def patch_model(
@@ -320,6 +338,8 @@ def patch_model(
     needs_uncond = _needs_uncond(rules)
     if needs_uncond:
         warn_if_distilled(model, rules)
+    passes = weakened_passes(GuidanceRun(rules, VE_SCALED))
+    weakened.check(passes.values(), model.get_model_object("diffusion_model"))
     changes_branches = any(rule.stage is Stage.BRANCHES for rule in rules)
     patched = _with_networks(model, rules)
     run = _one_run(patched, rules, (lambda: Record("model")) if report else None)
@@ -330,15 +350,19 @@ def patch_model(
         bound = run(args["model"], options, scale)
 
         def evaluate(names: tuple[str, ...]) -> Mapping[str, Tensor]:
+            asked = {name: passes[name] for name in names if name in passes}
+            further = weakened.evaluate(
+                args["model"], args["cond"], asked, args["input"], args["sigma"], options, bound.sigmas
+            )
             if "uncond" not in names:
-                return {"cond": args["cond_denoised"]}
+                return {"cond": args["cond_denoised"], **further}
             if args["uncond"] is None:
                 raise UserError(
                     "rules that compare the prompt with a negative one, under a guider that evaluates none",
                     expected="a guider with a negative conditioning: KSampler, CFGGuider or Guider",
                     mend="use one of these in the place of BasicGuider",
                 )
-            return {"cond": args["cond_denoised"], "uncond": args["uncond_denoised"]}
+            return {"cond": args["cond_denoised"], "uncond": args["uncond_denoised"], **further}
 
         def combine(step: Step) -> Tensor:
             stands = bound.leaves_combination_alone or (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ import comfy.supported_models_base
 import torch
 from torch import Tensor
 
+from ....latent_guidance.attention import AttentionPatch
 from ....latent_guidance.errors import UserError
 from ....latent_guidance.models.files import load_weights
 from ....latent_guidance.models.unet import ConditionedUNet
@@ -179,6 +181,14 @@ class WrappedNetwork(torch.nn.Module):
         self._network = ConditionedUNet(unet)  # type: ignore[arg-type]
         self.dtype = next(unet.parameters()).dtype
 
+    def check_patch(self, patch: AttentionPatch) -> None:
+        """Refuse a change of attention in layers that the network has not got."""
+        self._network.check_patch(patch)
+
+    def patched(self, patches: Sequence[AttentionPatch | None]) -> AbstractContextManager[None]:
+        """In this context sample i of a call goes through with ``patches[i % len(patches)]``."""
+        return self._network.patched(patches)
+
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None, **_: Any
     ) -> Tensor:
@@ -198,7 +208,8 @@ def wrapped_model(
 ) -> comfy.model_patcher.ModelPatcher:
     """A MODEL around the library's network, for architectures that ComfyUI's UNetModel does not have.
 
-    It samples, guides and combines like any other; patches that reach into ComfyUI's attention (PAG, HyperTile) do nothing.
+    It samples, guides and combines like any other; the pack's own rules change its attention, other nodes' patches that reach into
+    ComfyUI's attention (PAG, HyperTile) do nothing.
 
     Raises:
         UserError: a network that needs a condition which a node graph cannot give.

@@ -1,0 +1,79 @@
+"""Reports and passes in a real ComfyUI: found by the latent, also where the sampler's answer comes from the cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .comfy import Server, run_inside
+from .test_workflows import workflow
+
+CFG, CLASSIFIER = "Classifier-Free Guidance (CFG)", "Classifier Guidance"
+STEPS, BATCH = 4, 2
+
+
+@pytest.fixture(scope="module")
+def measured(comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    script = Path(__file__).with_name("scripts_reports.py").read_text("utf-8")
+    return run_inside(comfyui, base, script, tmp_path_factory.mktemp("reports"))
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "text"),
+    [
+        ("nothing", 4, "1 network pass a step: positive"),
+        ("nothing, but another node wants the negative", 8, "2 network passes a step: positive, negative"),
+        ("cfg", 8, "2 network passes a step: positive, negative"),
+        ("cfg, a prompt of two parts", 12, "3 network passes a step: positive, negative"),
+        ("interval", 7, "at most 2 network passes a step\nsigma above"),
+        ("a classifier too", 8, "called by: Classifier Guidance"),
+        ("two conditions, one of two parts", 16, "4 network passes a step: positive, negative, of Two-Condition"),
+    ],
+)
+def test_the_passes_said_are_those_made_and_reported(
+    measured: dict[str, Any], name: str, total: int, text: str
+) -> None:
+    said, made, reported, words = measured["passes"][name]
+    assert said == made == reported == total
+    assert text in words
+
+
+def test_a_report_is_of_its_own_run(measured: dict[str, Any]) -> None:
+    [first], [second] = measured["first"], measured["second"]
+    assert first["rules"] == [CFG] and [row["step"] for row in first["rows"]] == [0, 1, 2, 3]
+    assert second["rules"] == [CFG, CLASSIFIER] and len(second["rows"]) == 2 * STEPS - 1
+    for row in second["rows"]:
+        assert len(row["notes"][CLASSIFIER]["probability"]) == BATCH
+        assert min(row["delta"] + row["contributions"][CLASSIFIER] + row["contributions"][CFG]) > 0
+        assert row["contributions"][CFG] == pytest.approx([3 * delta for delta in row["delta"]], rel=1e-4)
+    assert measured["a copy is found"] is True and measured["same picture"] == 0
+    assert measured["plot"][0] == 1 and measured["plot"][3] == 3
+    assert measured["refused"].startswith("UserError") and "denoised_output" in measured["refused"]
+
+
+def test_rules_on_a_model_report_under_ksampler_and_beside_a_guiders(measured: dict[str, Any]) -> None:
+    [chain] = measured["on the model"]
+    assert chain["on"] == "model" and chain["passes"] is None and len(chain["rows"]) == STEPS
+    assert chain["rules"] == [CLASSIFIER] and min(chain["rows"][0]["contributions"][CLASSIFIER]) > 0
+    by_place = {chain["on"]: chain for chain in measured["guider and model"]}
+    assert by_place["guider"]["rules"] == [CFG] and by_place["model"]["rules"] == [CLASSIFIER]
+
+
+def test_a_run_out_of_the_cache_still_has_its_report(server: Server) -> None:
+    prompt = workflow("cfg_plus_classifier", checkpoint="tiny")
+    [guider] = [node for node in prompt.values() if node["class_type"] == "LGGuider"]
+    [sampler] = [key for key, node in prompt.items() if node["class_type"] == "SamplerCustomAdvanced"]
+    guider["inputs"]["report"] = True
+    prompt["90"] = {"class_type": "LGGuidanceReport", "inputs": {"latent": [sampler, 0]}}
+    prompt["91"] = {"class_type": "PreviewAny", "inputs": {"source": ["90", 1]}}
+    first = server.wait(server.queue(prompt))
+    prompt["92"], prompt["93"] = dict(prompt["90"]), {"class_type": "PreviewAny", "inputs": {"source": ["92", 1]}}
+    second = server.wait(server.queue(prompt))
+    [cached] = [data["nodes"] for kind, data in second["status"]["messages"] if kind == "execution_cached"]
+    assert sampler in cached and "92" not in cached
+    [text], [again] = first["outputs"]["91"]["text"], second["outputs"]["93"]["text"]
+    assert json.loads(text) == json.loads(again)
+    assert json.loads(text)["chains"][0]["rules"][0] == CFG
