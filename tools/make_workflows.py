@@ -1,7 +1,7 @@
 """Write workflows/*.json and their API twins: ``python tools/make_workflows.py``, after changing a node or a workflow.
 
 ``--check`` writes nothing and exits with 1 if a file is not what would be written. ``--thumbnails [NAME ...]`` also runs the named
-workflows, or all, and makes their .jpg from what they save.
+workflows, or all, and makes their .jpg from what they save; those for the user's own checkpoint get a drawing of their graph.
 """
 
 from __future__ import annotations
@@ -13,8 +13,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import workflow_checkpoints
+import workflow_graphs
+import workflow_rules
+from core_nodes import with_core_nodes
+from PIL import Image
 from workflow_builder import Workflow
-from workflow_graphs import GRAPHS
+from workflow_card import card
 
 from latent_guidance.host.context import Host, running
 from latent_guidance.host.pack import node_library
@@ -22,13 +27,15 @@ from latent_guidance.host.run import run_workflow
 
 FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 THUMBNAIL = 512
+GRAPHS = workflow_graphs.GRAPHS | workflow_rules.GRAPHS | workflow_checkpoints.GRAPHS
 
 
 def files() -> dict[Path, str]:
     """Path -> content of every workflow file."""
     written: dict[Path, str] = {}
+    library = with_core_nodes(node_library())
     for name, build in GRAPHS.items():
-        workflow = Workflow(name, node_library())
+        workflow = Workflow(name, library)
         build(workflow)
         for path, data in (
             (FOLDER / f"{name}.json", workflow.editor()),
@@ -39,25 +46,33 @@ def files() -> dict[Path, str]:
 
 
 def thumbnail(name: str) -> None:
-    """Run a workflow and write its thumbnail: what it saves, in one square picture."""
+    """Write a workflow's thumbnail: what it saves, in one square picture; or its graph, if it needs the user's own checkpoint."""
+    if name in workflow_checkpoints.KINDS:
+        square = card(json.loads((FOLDER / f"{name}.json").read_text("utf-8")), workflow_checkpoints.KINDS[name])
+    else:
+        square = saved(name)
+    partial = FOLDER / f".{name}.partial.jpg"
+    square.save(partial, quality=88)
+    os.replace(partial, FOLDER / f"{name}.jpg")
+
+
+def saved(name: str) -> Image.Image:
+    """Run a workflow; the pictures that it saves as one square."""
     import numpy as np
     import torch
-    from PIL import Image
 
     from latent_guidance.evaluation.pictures import picture_grid
 
     with tempfile.TemporaryDirectory() as folder:
-        saved = run_workflow(FOLDER / f"{name}.json", host=Host(output=Path(folder))).saved
-        arrays = [np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255 for path in saved]
+        paths = run_workflow(FOLDER / f"{name}.json", host=Host(output=Path(folder))).saved
+        arrays = [np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255 for path in paths]
     sheet = arrays[0] if len(arrays) == 1 else picture_grid([torch.from_numpy(a)[None] for a in arrays])[0].numpy()
     picture = Image.fromarray((sheet * 255).round().astype(np.uint8))
     scale = THUMBNAIL / max(picture.size)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
     square = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "white")
     square.paste(picture, ((THUMBNAIL - picture.width) // 2, (THUMBNAIL - picture.height) // 2))
-    partial = FOLDER / f".{name}.partial.jpg"
-    square.save(partial, quality=88)
-    os.replace(partial, FOLDER / f"{name}.jpg")
+    return square
 
 
 def main() -> int:
@@ -71,6 +86,7 @@ def main() -> int:
     with running(Host()):
         written = files()
     stale = [path for path, text in written.items() if not path.is_file() or path.read_text("utf-8") != text]
+    stale += sorted(path for path in FOLDER.rglob("*.*") if path.stem not in GRAPHS)
     if options.check:
         for path in stale:
             print(f"stale: {path}")

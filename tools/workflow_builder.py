@@ -36,6 +36,8 @@ class Node:
     size: tuple[float, float]
     values: dict[str, Any]
     links: dict[str, Output]
+    models: list[dict[str, str]] = field(default_factory=list)
+    """Files that it needs, with where they can be had: the editor offers what is missing for download."""
 
     def __getitem__(self, slot: int) -> Output:
         return Output(self, slot, self.schema.outputs[slot])
@@ -205,7 +207,10 @@ class Workflow:
         }
         if node.title:
             described["title"] = node.title
-        return {**described, "properties": {"Node name for S&R": schema.id}, "widgets_values": values}
+        properties: dict[str, Any] = {"Node name for S&R": schema.id}
+        if node.models:
+            properties["models"] = node.models
+        return {**described, "properties": properties, "widgets_values": values}
 
     def api(self) -> dict[str, Any]:
         """The workflow in the API format."""

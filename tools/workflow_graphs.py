@@ -1,41 +1,14 @@
-"""The example workflows, as they are built: what is in each, and where it stands on the canvas."""
+"""The first example workflows, as they are built: what is in each, and where it stands on the canvas."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from workflow_builder import Node, Output, Workflow
-
-CHECKPOINT = "emoji"
-STEPS = 20
-SIDE = 128
-
-
-def _load(w: Workflow, at: tuple[float, float]) -> Node:
-    return w.node("LGLoadCheckpoint", at, wide=300, checkpoint=CHECKPOINT)
-
-
-def _empty(w: Workflow, at: tuple[float, float], batch: int) -> Node:
-    return w.node("EmptyLatentImage", at, wide=320, width=SIDE, height=SIDE, batch_size=batch)
-
-
-def _sample(
-    w: Workflow,
-    x: float,
-    y: float,
-    load: Node,
-    guider: Output,
-    noise: Output,
-    sampler: Output,
-    sigmas: Output,
-    latent: Output,
-) -> Node:
-    """SamplerCustomAdvanced and the decoder to the right of it; below the sampler stays room for its preview."""
-    run = w.node(
-        "SamplerCustomAdvanced", (x, y), noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent
-    )
-    return w.node("VAEDecode", (x + 310, y), wide=210, samples=run[0], vae=load[2])
+from workflow_builder import Output, Workflow
+from workflow_parts import CHECKPOINT, STEPS
+from workflow_parts import emoji as _load
+from workflow_parts import empty as _empty
+from workflow_parts import sample as _sample
 
 
 def quickstart(w: Workflow) -> None:
@@ -218,64 +191,6 @@ def compare_scales(w: Workflow) -> None:
     w.group("The sheet", [grid, save], color="#88A")
 
 
-def compare_rules(w: Workflow) -> None:
-    """One prompt, the same noise, eight rules around classifier-free guidance, in one labelled sheet."""
-    w.note(
-        f"## Compare guidance rules\n\nThe same four noises and one prompt under eight ways of strong guidance "
-        f"(`guidance_scale` {STRONG:g}). Plain CFG comes first; each other column has one rule more, or another rule in its place.\n\n"
-        "Change the prompt, the seed or a rule's settings; every rule's help page says what it does and where it comes from.",
-        (0, 0),
-        (300, 300),
-        title="About this workflow",
-    )
-    load = _load(w, (0, 430))
-    prompt = w.node("LGTextEncode", (370, 74), title="Prompt", wide=320, clip=load[1], text="flag: France")
-    null = w.node("LGNullConditioning", (370, 300), title="Negative: nothing said", wide=320, clip=load[1])
-    size = _empty(w, (370, 410), 4)
-    noise = w.node("LGSeededNoise", (370, 616), wide=320, seed=1, batch_size=4)
-    sampler = w.node("KSamplerSelect", (370, 776), wide=320, sampler_name="dpmpp_2m")
-    sigmas = w.node("BasicScheduler", (370, 886), wide=320, model=load[0], scheduler="karras", steps=STEPS, denoise=1.0)
-    pictures: list[Output] = []
-    for row, (title, kind, settings) in enumerate(RULES):
-        y = 74 + row * 400
-        parts: list[Node] = []
-        chain: dict[str, Output] = {}
-        if kind not in ALONE:
-            parts = [w.node("LGCFG", (760, y), wide=320, guidance_scale=STRONG)]
-            chain = {"rules": parts[0][0]}
-        if kind is not None:
-            parts.append(w.node(kind, (760, y + 130 * len(parts)), wide=320, **settings, **chain))
-        guider = w.node(
-            "LGGuider", (1130, y), wide=240, model=load[0], positive=prompt[0], negative=null[0], rules=parts[-1][0]
-        )
-        decode = _sample(w, 1420, y, load, guider[0], noise[0], sampler[0], sigmas[0], size[0])
-        pictures.append(decode[0])
-        w.group(title, [*parts, guider, w.nodes[-2], decode])
-    more = {f"images_{i}": picture for i, picture in enumerate(pictures[1:], start=2)}
-    grid = w.node(
-        "LGPictureGrid", (2030, 74), wide=340, text_height=160, images=pictures[0], **more,
-        labels="\n".join(title for title, _, _ in RULES), columns=len(RULES), gap=8,
-    )  # fmt: skip
-    save = w.node("SaveImage", (2030, 600), wide=900, tall=520, images=grid[0], filename_prefix="compare_rules")
-    w.group("Model", [load], color="#8A8")
-    w.group("The same for all", [prompt, null, size, noise, sampler, sigmas], color="#b58b2a")
-    w.group("The sheet", [grid, save], color="#88A")
-
-
-STRONG = 8.0
-RULES: tuple[tuple[str, str | None, dict[str, Any]], ...] = (
-    ("CFG", None, {}),
-    ("CFG-Zero*", "LGCFGZeroStar", {"guidance_scale": STRONG}),
-    ("frequencies", "LGFrequencyDecoupled", {"scale_low": 3.0, "scale_high": STRONG}),
-    ("interval", "LGLimitedInterval", {"sigma_lo": 0.3, "sigma_hi": 5.0}),
-    ("rescaled", "LGRescaleGuidance", {}),
-    ("projected", "LGAdaptiveProjectedGuidance", {}),
-    ("tangential", "LGTangentialCFG", {}),
-    ("magnitude", "LGMagnitudeAware", {}),
-)
-"""Column, rule, and settings that are not its defaults."""
-ALONE = ("LGCFGZeroStar", "LGFrequencyDecoupled")
-"""Rules that take the place of CFG."""
 LABEL, SCALE = "Flags", 8.0
 SECOND_LABEL, SECOND_SCALE = "Smileys & Emotion", 10.0
 SCALES = (0.0, 1.0, 2.0, 4.0, 8.0)
@@ -288,6 +203,5 @@ GRAPHS: dict[str, Callable[[Workflow], None]] = {
         cfg_plus_classifier,
         image_to_image,
         compare_scales,
-        compare_rules,
     )
 }

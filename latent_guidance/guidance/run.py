@@ -16,6 +16,7 @@ from ..process import Process
 from .base import Branch, Rule, Stage, Step
 from .cfg import cfg
 from .record import HOST, Record
+from .windows import warn_of_closed_windows
 
 Evaluate = Callable[[tuple[str, ...]], Mapping[str, Tensor]]
 """Branch names -> their denoised estimates (B, ...), in one call of each network."""
@@ -135,6 +136,8 @@ class GuidanceRun:
         record: Record | None = None,
     ) -> None:
         check_chain(rules)
+        if sigmas is not None:
+            warn_of_closed_windows(rules, process, sigmas)
         self.process = process
         self.sigmas = sigmas
         combining = next((rule for rule in rules if rule.stage is Stage.COMBINE), None)

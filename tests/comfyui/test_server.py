@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from .comfy import Refused, Server
-from .test_workflows import NAMES, workflow
+import latent_guidance
+
+from .comfy import ROOT, Refused, Server
+from .test_workflows import EVERY, workflow
 
 START_LIMIT = 0.3
 """Seconds that loading the pack may add to ComfyUI's start."""
@@ -44,7 +48,7 @@ def test_the_editor_gets_every_node_as_it_is_declared(
 def test_the_editor_offers_the_example_workflows(server: Server) -> None:
     listed = server.json("/api/workflow_templates")
     mine = next(found for name, found in listed.items() if "latent_guidance" in name)
-    assert sorted(mine) == sorted(NAMES)
+    assert sorted(mine) == EVERY
 
 
 def test_the_model_folders_are_known(server: Server) -> None:
@@ -96,3 +100,25 @@ def test_an_interrupt_stops_a_run_and_the_next_one_works(server: Server, base: P
     entry = server.wait(prompt_id)
     assert any(kind == "execution_interrupted" for kind, _ in entry["status"]["messages"])
     assert server.run(workflow("classifier_guidance", checkpoint="tiny", seed=4))
+
+
+def test_comfyui_reads_the_packs_project_file(inside: Callable[[str], dict[str, Any]]) -> None:
+    found = inside(
+        f"""
+import inside
+from comfy_config import config_parser
+found = config_parser.extract_node_configuration({str(ROOT)!r})
+project, comfy = found.project, found.tool_comfy
+inside.result.update(
+    name=project.name, version=project.version, license=project.license.text, issues=project.urls.issues,
+    comfyui=project.supported_comfyui_version, systems=project.supported_os, publisher=comfy.publisher_id, icon=comfy.icon,
+)
+"""
+    )
+    assert (found["name"], found["version"], found["license"]) == (
+        "latent-guidance",
+        latent_guidance.__version__,
+        "MIT",
+    )
+    assert found["issues"] and found["publisher"] and found["icon"].endswith(".svg")
+    assert (found["comfyui"], found["systems"]) == (">=0.3.64", ["OS Independent"])

@@ -17,14 +17,10 @@ from latent_guidance.host.run import run_workflow
 
 from .comfy import ROOT, Server, psnr
 
-NAMES = (
-    "quickstart",
-    "classifier_guidance",
-    "cfg_plus_classifier",
-    "image_to_image",
-    "compare_scales",
-    "compare_rules",
-)
+EVERY = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+OWN = tuple(name for name in EVERY if name.startswith(("sd15_", "sdxl_")))
+"""Workflows for the user's own checkpoint; ``test_own_checkpoints.py`` has them."""
+NAMES = tuple(name for name in EVERY if name not in OWN)
 LIMIT = 40.0
 """PSNR in dB below which two pictures count as different."""
 EMOJI = (ROOT / "models" / "emoji" / "model_index.json").is_file()

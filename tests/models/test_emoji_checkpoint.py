@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latent_guidance.guidance import CFG, ClassifierGuidance, Guider
+from latent_guidance.guidance import CFG, ClassifierGuidance, Guider, NoisyCLIPGuidance
 from latent_guidance.models.checkpoint import Checkpoint, emoji_folder, load_checkpoint
 from latent_guidance.models.unet import network_denoiser
 from latent_guidance.samplers import sample_euler
@@ -25,7 +25,7 @@ def emoji() -> Checkpoint:
 def test_at_most_48_megabytes_of_safetensors() -> None:
     assert FOLDER is not None
     weights = list(FOLDER.rglob("*.safetensors"))
-    assert len(weights) == 4
+    assert len(weights) == 5
     assert sum(path.stat().st_size for path in weights) <= 48e6
     pickled = [path for path in FOLDER.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
     assert not pickled
@@ -41,6 +41,36 @@ def test_classifier_belongs_to_the_latents(emoji: Checkpoint) -> None:
     schedule = network_denoiser(emoji.unet, emoji.scheduler_config).schedule
     low, high = config.log_snr_range
     assert low < -2 * torch.tensor(schedule.sigma_max).log() and high > -2 * torch.tensor(schedule.sigma_min).log()
+
+
+def test_clip_belongs_to_the_latents_and_to_the_text_encoder(emoji: Checkpoint) -> None:
+    """It reads its own text encoder's prompts, and knows which of nine groups clean latents of a flag and of a face are of."""
+    assert emoji.noisy_clip is not None
+    config = emoji.noisy_clip.config
+    assert config.latent_space == emoji.latent_space and config.latent_channels == emoji.vae.latent_channels
+    assert config.scaling_factor == pytest.approx(emoji.vae.scaling_factor)
+    prompts = torch.cat([emoji.text_encoder.encode(label.lower())[0] for label in LABELS])
+    emoji.noisy_clip.check_text(prompts)
+    x = torch.cat(
+        [_sampled(emoji, (CFG(guidance_scale=4.0),), prompt, batch=4) for prompt in ("grinning face", "flag: Germany")]
+    )
+    image = emoji.noisy_clip.image_features(x, torch.full((8,), 5.0))
+    judged = (image @ emoji.noisy_clip.text_features(prompts).T).argmax(1).tolist()
+    wanted = [LABELS.index("Smileys & Emotion")] * 4 + [LABELS.index("Flags")] * 4
+    assert sum(found == right for found, right in zip(judged, wanted, strict=True)) >= 6
+
+
+def test_clip_steers_the_empty_prompt(emoji: Checkpoint) -> None:
+    """Judged by the classifier, which the CLIP has no part in."""
+    assert emoji.noisy_clip is not None and emoji.classifier is not None
+    target = emoji.text_encoder.encode("flag: Germany")[0]
+    rule = NoisyCLIPGuidance(noisy_clip=emoji.noisy_clip, target=target, guidance_scale=8.0)
+    flags = []
+    for rules in ((), (rule,)):
+        x = _sampled(emoji, rules, "", batch=6, steps=14)
+        judged = emoji.classifier.logits(x, torch.full((6,), 5.0)).argmax(1)
+        flags.append(int((judged == LABELS.index("Flags")).sum()))
+    assert flags[1] >= 5 and flags[0] <= 3
 
 
 def _sampled(emoji: Checkpoint, rules: tuple[object, ...], prompt: str, *, batch: int, steps: int = 20) -> torch.Tensor:

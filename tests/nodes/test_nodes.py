@@ -129,6 +129,21 @@ def test_two_rules_in_a_chain_both_act(embedded: Nodes) -> None:
     assert torch.equal(both, sample(things, rules=guide(things, "Food & Drink", rules=guide(things, "Flags"))))
 
 
+def test_noisy_clip_steers_towards_a_text(embedded: Nodes) -> None:
+    things = everything(embedded)
+    (noisy_clip,) = call(embedded, "LGLoadNoisyCLIP", noisy_clip="tiny")
+    inputs = dict(noisy_clip=noisy_clip, guidance_scale=40.0)
+    (rules,) = call(embedded, "LGNoisyCLIPGuidance", target=things["positive"], **inputs)
+    guided = sample(things, rules=rules)
+    assert apart(sample(things), guided) > 1e-2 and torch.equal(guided, sample(things, rules=rules))
+    (patched,) = call(embedded, "LGApplyGuidance", model=things["model"], rules=rules)
+    assert apart(guided, sample(things, model=patched)) <= 1e-5
+    (opposite,) = call(embedded, "LGNoisyCLIPGuidance", target=things["negative"], away=things["positive"], **inputs)
+    assert apart(guided, sample(things, rules=opposite)) > 1e-2
+    with pytest.raises(UserError, match="start token"):
+        call(embedded, "LGNoisyCLIPGuidance", target=[[things["positive"][0][0] + 1.0, {}]], **inputs)
+
+
 def test_guider_and_patch_agree(embedded: Nodes) -> None:
     things = everything(embedded)
     rules = guide(things, "Flags", rules=call(embedded, "LGCFG", guidance_scale=3.0)[0])
@@ -238,6 +253,7 @@ def test_picture_grid_with_one_and_with_several_inputs(embedded: Nodes) -> None:
         ("LGEmptyLatent", {"width": 100, "height": 64}, ["100 x 64", "multiples of 8", "96 x 64"]),
         ("LGLoadCheckpoint", {"checkpoint": "nothing"}, ["nothing", "tiny"]),
         ("LGLoadClassifier", {"classifier": "nothing"}, ["nothing", "tiny"]),
+        ("LGLoadNoisyCLIP", {"noisy_clip": "nothing"}, ["noisy-latent CLIP", "tiny", "models/latent_clips", "clip/"]),
         ("LGCFG", {"guidance_scale": 1e6}, ["1000000", "-100", "100"]),
         ("LGLimitedInterval", {"sigma_lo": 5.0, "sigma_hi": 1.0}, ["sigma_lo", "never opens"]),
         ("LGCFG", {"rules": "a text"}, ["str", "rules", "LG_GUIDANCE"]),

@@ -1,0 +1,124 @@
+"""What several example workflows are made of: loaders, a sampling with its decoder, and one column per chain of rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workflow_builder import Node, Output, Workflow
+
+CHECKPOINT = "emoji"
+STEPS = 20
+SIDE = 128
+
+Chain = Sequence[tuple[str, dict[str, Any]]]
+"""Rules in order: node type, and the settings that are not its defaults."""
+
+
+def emoji(w: Workflow, at: tuple[float, float]) -> Node:
+    """The loader of the bundled checkpoint."""
+    return w.node("LGLoadCheckpoint", at, wide=300, checkpoint=CHECKPOINT)
+
+
+def empty(w: Workflow, at: tuple[float, float], batch: int, side: int = SIDE) -> Node:
+    """Empty latents."""
+    return w.node("EmptyLatentImage", at, wide=320, width=side, height=side, batch_size=batch)
+
+
+def sample(
+    w: Workflow,
+    x: float,
+    y: float,
+    load: Node,
+    guider: Output,
+    noise: Output,
+    sampler: Output,
+    sigmas: Output,
+    latent: Output,
+) -> Node:
+    """SamplerCustomAdvanced and the decoder to the right of it; below the sampler stays room for its preview."""
+    run = w.node(
+        "SamplerCustomAdvanced", (x, y), noise=noise, guider=guider, sampler=sampler, sigmas=sigmas, latent_image=latent
+    )
+    return w.node("VAEDecode", (x + 310, y), wide=210, samples=run[0], vae=load[2])
+
+
+@dataclass
+class Shared:
+    """What every column of a comparison has in common."""
+
+    load: Node
+    prompt: Node
+    negative: Node
+    size: Node
+    noise: Node
+    sampler: Node
+    sigmas: Node
+
+    def group(self, w: Workflow) -> None:
+        """Frames around the loader and the rest."""
+        w.group("Model", [self.load], color="#8A8")
+        rest = [self.prompt, self.negative, self.size, self.noise, self.sampler, self.sigmas]
+        w.group("The same for all", rest, color="#b58b2a")
+
+
+def shared(
+    w: Workflow,
+    load: Node,
+    prompt: str,
+    *,
+    negative: str | None = None,
+    batch: int = 4,
+    side: int = SIDE,
+    seed: int = 1,
+) -> Shared:
+    """Prompt, negative (None: the null condition), size, noise, sampler and steps, below one another at x = 370."""
+    text = w.node("LGTextEncode", (370, 74), title="Prompt", wide=320, clip=load[1], text=prompt)
+    y = 300
+    if negative is None:
+        null = w.node("LGNullConditioning", (370, y), title="Negative: nothing said", wide=320, clip=load[1])
+    else:
+        null = w.node("LGTextEncode", (370, y), title="Negative", wide=320, text_height=60, clip=load[1], text=negative)
+        y += 74
+    size = empty(w, (370, y + 110), batch, side)
+    noise = w.node("LGSeededNoise", (370, y + 316), wide=320, seed=seed, batch_size=batch)
+    sampler = w.node("KSamplerSelect", (370, y + 476), wide=320, sampler_name="dpmpp_2m")
+    sigmas = w.node(
+        "BasicScheduler", (370, y + 586), wide=320, model=load[0], scheduler="karras", steps=STEPS, denoise=1.0
+    )
+    return Shared(load, text, null, size, noise, sampler, sigmas)
+
+
+def columns(w: Workflow, common: Shared, chains: Sequence[tuple[str, Chain]]) -> list[tuple[str, Output]]:
+    """A sampling for every (title, chain), below one another; (title, pictures) of each."""
+    pictures = []
+    for row, (title, chain) in enumerate(chains):
+        y = place = 74 + row * 400.0
+        parts: list[Node] = []
+        link: dict[str, Output] = {}
+        for kind, settings in chain:
+            parts.append(w.node(kind, (760, place), wide=320, **settings, **link))
+            link = {"rules": parts[-1][0]}
+            place += parts[-1].size[1] + 70
+        guider = w.node(
+            "LGGuider", (1130, y), wide=240, model=common.load[0], positive=common.prompt[0],
+            negative=common.negative[0], **link,
+        )  # fmt: skip
+        decode = sample(
+            w, 1420, y, common.load, guider[0], common.noise[0], common.sampler[0], common.sigmas[0], common.size[0]
+        )
+        pictures.append((title, decode[0]))
+        w.group(title, [*parts, guider, w.nodes[-2], decode])
+    return pictures
+
+
+def sheet(w: Workflow, pictures: Sequence[tuple[str, Output]], name: str) -> None:
+    """One labelled sheet of all columns, saved."""
+    more = {f"images_{i}": picture for i, (_, picture) in enumerate(pictures[1:], start=2)}
+    grid = w.node(
+        "LGPictureGrid", (2030, 74), wide=340, text_height=160, images=pictures[0][1], **more,
+        labels="\n".join(title for title, _ in pictures), columns=len(pictures), gap=8,
+    )  # fmt: skip
+    save = w.node("SaveImage", (2030, 600), wide=900, tall=520, images=grid[0], filename_prefix=name)
+    w.group("The sheet", [grid, save], color="#88A")

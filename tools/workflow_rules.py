@@ -1,0 +1,192 @@
+"""Example workflows that set rules side by side, on the bundled model; and one that loads its parts by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from workflow_builder import Workflow
+from workflow_graphs import LABEL, SCALE
+from workflow_parts import CHECKPOINT, STEPS, Chain, columns, emoji, sample, shared, sheet
+
+STRONG = 8.0
+CFG: Chain = (("LGCFG", {"guidance_scale": STRONG}),)
+
+
+def compare_rules(w: Workflow) -> None:
+    """One prompt, the same noise, eight rules around classifier-free guidance, in one labelled sheet."""
+    w.note(
+        f"## Compare guidance rules\n\nThe same four noises and one prompt under eight ways of strong guidance "
+        f"(`guidance_scale` {STRONG:g}). Plain CFG comes first; each other column has one rule more, or another rule in its place.\n\n"
+        "Change the prompt, the seed or a rule's settings; every rule's help page says what it does and where it comes from.",
+        (0, 0),
+        (300, 300),
+        title="About this workflow",
+    )
+    common = shared(w, emoji(w, (0, 430)), "flag: France")
+    chains: list[tuple[str, Chain]] = [
+        ("CFG", CFG),
+        ("CFG-Zero*", [("LGCFGZeroStar", {"guidance_scale": STRONG})]),
+        ("frequencies", [("LGFrequencyDecoupled", {"scale_low": 3.0, "scale_high": STRONG})]),
+        ("interval", [*CFG, ("LGLimitedInterval", {"sigma_lo": 0.3, "sigma_hi": 5.0})]),
+        ("rescaled", [*CFG, ("LGRescaleGuidance", {})]),
+        ("projected", [*CFG, ("LGAdaptiveProjectedGuidance", {})]),
+        ("tangential", [*CFG, ("LGTangentialCFG", {})]),
+        ("magnitude", [*CFG, ("LGMagnitudeAware", {})]),
+    ]
+    sheet(w, columns(w, common, chains), "compare_rules")
+    common.group(w)
+
+
+def compare_more_rules(w: Workflow) -> None:
+    """One prompt, the same noise: scales that change along the way, and what is done to the guided estimate."""
+    w.note(
+        f"## Compare more guidance rules\n\nThe same four noises and one prompt at `guidance_scale` {STRONG:g}. *schedule* and *curve* "
+        "change the scale along the way, *adaptive* stops guiding once prompt and negative agree (and saves their second pass); "
+        "*thresholded*, *momentum* and *sliding mode* change what guidance does to the picture.\n\n"
+        "Every rule's help page says what it does and where it comes from.",
+        (0, 0),
+        (300, 300),
+        title="About this workflow",
+    )
+    common = shared(w, emoji(w, (0, 430)), "flag: France")
+    chains: list[tuple[str, Chain]] = [
+        ("CFG", CFG),
+        ("schedule", [*CFG, ("LGGuidanceSchedule", {})]),
+        ("curve", [("LGGuidanceCurve", {"curve": "14:1, 5:8, 1:8, 0.3:2"})]),
+        ("adaptive", [*CFG, ("LGAdaptiveGuidance", {"threshold": 0.99})]),
+        ("thresholded", [*CFG, ("LGDynamicThresholding", {"plain_scale": 3.0})]),
+        ("momentum", [*CFG, ("LGMomentumGuidance", {})]),
+        ("sliding mode", [*CFG, ("LGSlidingModeCFG", {})]),
+    ]
+    sheet(w, columns(w, common, chains), "compare_more_rules")
+    common.group(w)
+
+
+def compare_negatives(w: Workflow) -> None:
+    """What a second prompt can do: as negative, as Perp-Neg, as a condition beside the first."""
+    w.note(
+        "## Two prompts\n\nThe same four noises under five ways to use a second prompt. As plain *negative* it pushes away from all "
+        "that it says; *Perp-Neg* takes away only what it does not share with the prompt; *both* asks for the two at once, with a scale "
+        "for each.\n\n*prompt* and *second prompt* show each by itself.",
+        (0, 0),
+        (300, 300),
+        title="About this workflow",
+    )
+    load = emoji(w, (0, 430))
+    second = w.node(
+        "LGTextEncode", (0, 620), title="Second prompt", wide=300, text_height=60, clip=load[1], text="red heart"
+    )
+    common = shared(w, load, "smiling face with hearts")
+    four: Chain = (("LGCFG", {"guidance_scale": 4.0}),)
+    first = columns(
+        w,
+        common,
+        [
+            ("prompt", four),
+            ("Perp-Neg", [("LGPerpNeg", {"negative": second[0], "guidance_scale": 4.0})]),
+            (
+                "both",
+                [("LGTwoConditions", {"condition": second[0], "first_scale": 3.0, "second_scale": 4.0, "form": "sum"})],
+            ),
+        ],
+    )
+    pictures = dict(first)
+    for row, (title, prompt, negative) in enumerate(
+        (("second prompt", second, common.negative), ("negative", common.prompt, second)), start=len(first)
+    ):
+        y = 74 + row * 400.0
+        rule = w.node("LGCFG", (760, y), wide=320, guidance_scale=4.0)
+        guider = w.node(
+            "LGGuider", (1130, y), wide=240, model=load[0], positive=prompt[0], negative=negative[0], rules=rule[0]
+        )
+        decode = sample(
+            w, 1420, y, load, guider[0], common.noise[0], common.sampler[0], common.sigmas[0], common.size[0]
+        )
+        pictures[title] = decode[0]
+        w.group(title, [rule, guider, w.nodes[-2], decode])
+    order = ("prompt", "second prompt", "negative", "Perp-Neg", "both")
+    sheet(w, [(title, pictures[title]) for title in order], "compare_negatives")
+    common.group(w)
+    w.group("The second prompt", [second])
+
+
+def classifier_forms(w: Workflow) -> None:
+    """One label by the four forms of classifier guidance that papers and tutorials use."""
+    w.note(
+        "## Four forms of classifier guidance\n\nThe same classifier, label and seeds. *score* adds the gradient to the denoised estimate "
+        "and works with every sampler; *eps* is the paper's Algorithm 2, with DDIM; *mean shift* is its Algorithm 1 and *post-step* the "
+        "plainest tutorial form: these two act inside a DDPM step, so their rules go into the sampler.\n\nThe scales of the four "
+        "have no common unit.",
+        (0, 0),
+        (300, 300),
+        title="About this workflow",
+    )
+    load = emoji(w, (0, 430))
+    classifier = w.node("LGLoadClassifier", (0, 600), wide=300, classifier=CHECKPOINT)
+    null = w.node("LGNullConditioning", (370, 74), title="No prompt", wide=320, clip=load[1])
+    size = w.node("LGEmptyLatent", (370, 184), wide=320, batch_size=4)
+    noise = w.node("LGSeededNoise", (370, 420), wide=320, seed=1, batch_size=4)
+    sigmas = w.node("BasicScheduler", (370, 580), wide=320, model=load[0], scheduler="karras", steps=40, denoise=1.0)
+    aim = {"classifier": classifier[0], "label": LABEL}
+    forms = (
+        ("score", "LGClassifierGuidance", {"guidance_scale": SCALE}, "KSamplerSelect", {"sampler_name": "dpmpp_2m"}),
+        ("eps, DDIM", "LGClassifierGuidance", {"guidance_scale": SCALE, "form": "eps"}, "LGSamplerDDIM", {}),
+        ("mean shift, DDPM", "LGClassifierMeanShift", {"guidance_scale": SCALE}, "LGSamplerDDPM", {}),
+        ("post-step, DDPM", "LGClassifierPostStep", {"guidance_scale": 0.5}, "LGSamplerDDPM", {}),
+    )
+    pictures = []
+    for row, (title, kind, settings, sampling, options) in enumerate(forms):
+        y = 74 + row * 470.0
+        rule = w.node(kind, (760, y), wide=320, **aim, **settings)
+        inside = sampling == "LGSamplerDDPM"
+        guider = w.node(
+            "LGGuider", (1130, y), wide=240, model=load[0], positive=null[0], **({} if inside else {"rules": rule[0]})
+        )
+        sampler = w.node(sampling, (1130, y + 170), wide=240, **options, **({"rules": rule[0]} if inside else {}))
+        decode = sample(w, 1420, y, load, guider[0], noise[0], sampler[0], sigmas[0], size[0])
+        pictures.append((title, decode[0]))
+        w.group(title, [rule, guider, sampler, w.nodes[-2], decode])
+    sheet(w, pictures, "classifier_forms")
+    w.group("Models", [load, classifier], color="#8A8")
+    w.group("The same for all", [null, size, noise, sigmas], color="#b58b2a")
+
+
+def from_parts(w: Workflow) -> None:
+    """UNet, text encoder and VAE loaded one by one, so that each can be exchanged."""
+    w.note(
+        "## A model from its parts\n\nUNet, text encoder and VAE are loaded by themselves: exchange one for another folder's, for instance "
+        "a decoder that you trained further. *Empty Latent (Any Ratio)* makes latents for any VAE.",
+        (0, 0),
+        (300, 300),
+        title="About this workflow",
+    )
+    unet = w.node("LGLoadUNet", (0, 430), wide=300, checkpoint=CHECKPOINT)
+    clip = w.node("LGLoadTextEncoder", (0, 580), wide=300, checkpoint=CHECKPOINT)
+    vae = w.node("LGLoadVAE", (0, 730), wide=300, checkpoint=CHECKPOINT)
+    prompt = w.node("LGTextEncode", (370, 74), title="Prompt", wide=320, clip=clip[0], text="person with red hair")
+    null = w.node("LGNullConditioning", (370, 300), title="Negative: nothing said", wide=320, clip=clip[0])
+    size = w.node("LGEmptyLatent", (370, 410), wide=320, batch_size=4)
+    cfg = w.node("LGCFG", (760, 74), wide=280, guidance_scale=4.0)
+    guider = w.node("LGGuider", (760, 204), wide=280, model=unet[0], positive=prompt[0], negative=null[0], rules=cfg[0])
+    noise = w.node("LGSeededNoise", (760, 370), wide=280, seed=1, batch_size=4)
+    sampler = w.node("LGSamplerDDIM", (760, 530), wide=280, eta=0.0)
+    below = 530 + sampler.size[1] + 60
+    sigmas = w.node(
+        "BasicScheduler", (760, below), wide=280, model=unet[0], scheduler="karras", steps=STEPS, denoise=1.0
+    )
+    run = w.node(
+        "SamplerCustomAdvanced", (1110, 74), noise=noise[0], guider=guider[0], sampler=sampler[0], sigmas=sigmas[0],
+        latent_image=size[0],
+    )  # fmt: skip
+    decode = w.node("LGVAEDecode", (1420, 74), wide=230, samples=run[0], vae=vae[0])
+    save = w.node("SaveImage", (1110, 480), wide=540, tall=330, images=decode[0], filename_prefix="from_parts")
+    w.group("Parts", [unet, clip, vae], color="#8A8")
+    w.group("What to draw", [prompt, null, size])
+    w.group("Sampling", [cfg, guider, noise, sampler, sigmas], color="#b58b2a")
+    w.group("Pictures", [run, decode, save], color="#88A")
+
+
+GRAPHS: dict[str, Callable[[Workflow], None]] = {
+    graph.__name__: graph
+    for graph in (compare_rules, compare_more_rules, compare_negatives, classifier_forms, from_parts)
+}
