@@ -21,5 +21,6 @@ def class_probabilities(classifier: Any, latents: Tensor) -> Tensor:
     config = classifier.config
     log_snr = torch.full((len(latents),), float(config.log_snr_range[1]), device=latents.device)
     signal = log_snr.sigmoid().sqrt().reshape(-1, *(1,) * (latents.ndim - 1))
-    logits = classifier.logits(latents.float() * config.scaling_factor * signal, log_snr).float()
+    scaled = (latents.float() - getattr(config, "shift_factor", 0.0)) * config.scaling_factor
+    logits = classifier.logits(scaled * signal, log_snr).float()
     return logits if config.head == "regression" else logits.softmax(dim=1)

@@ -40,6 +40,7 @@ from ..process import Process
 from ..windows import Windows
 from .grid import levels_above
 from .knobs import Socket, check_fields, knobs
+from .latents import Latents
 
 
 class Stage(Enum):
@@ -262,10 +263,9 @@ class Rule:
                 return False
         return True
 
-    def check_latents(self, channels: int, scaling_factor: float | None) -> None:
-        """Raise UserError if the rule was made for other latents than a model's.
+    def closed(self, process: Process, sigmas: Tensor) -> str:
+        """Why the rule acts at none of the noise levels ``sigmas`` (N,) of a run; "" if it acts at one of them."""
+        return ""
 
-        Args:
-            channels: latent channels of the model.
-            scaling_factor: by which the model scales VAE latents; None if unknown.
-        """
+    def check_latents(self, latents: Latents) -> None:
+        """Raise UserError if the rule was made for other latents than ``latents``, a model's."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..process import Process
 from .base import NodeText, Rule, Stage, Step
 from .knobs import UNLIMITED, Number
 
@@ -87,6 +88,10 @@ class LimitedInterval(Rule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_window(self.sigma_lo, self.sigma_hi, self.node.name)
+
+    def closed(self, process: Process, sigmas: Tensor) -> str:
+        opens = bool(inside_window(sigmas, self.sigma_lo, self.sigma_hi).any())
+        return "" if opens else f"its window is ({self.sigma_lo:g}, {self.sigma_hi:g}]"
 
     def apply(self, step: Step) -> Tensor:
         return limited_interval(step.guidance_scale, step.sigma, sigma_lo=self.sigma_lo, sigma_hi=self.sigma_hi)

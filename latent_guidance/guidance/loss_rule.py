@@ -23,6 +23,7 @@ from .decoding import pictures
 from .gates import EveryK, GradientClip, SigmaHi, SigmaLo
 from .gradient import clip_norm, finite_or_unguided, normal_parameters_, relative_scale
 from .knobs import UNLIMITED, Number, Socket
+from .latents import Latents
 from .limited_interval import check_window, inside_window
 from .losses.base import loss_values, name_of, named_errors, networks_of, parts_of
 
@@ -120,18 +121,23 @@ class LossRule(Rule):
     def networks(self) -> tuple[Any, ...]:
         return (*networks_of(self.loss), *(() if self.vae is None else (self.vae,)))
 
-    def check_latents(self, channels: int, scaling_factor: float | None) -> None:
+    def check_latents(self, latents: Latents) -> None:
         own = getattr(self.vae, "latent_channels", None)
-        if own not in (None, channels):
+        if own not in (None, latents.channels):
             raise UserError(
-                f"a VAE of {own} latent channels at {self.node.name}, for a model of {channels}",
+                f"a VAE of {own} latent channels at {self.node.name}, for a model of the latents of {latents}",
                 expected="the VAE that decodes the model's latents",
                 mend=f"connect the VAE of the model's own checkpoint to {self.node.name}",
             )
         for _, part in parts_of(self.loss):
-            check: Callable[..., None] | None = getattr(part, "check_latents", None)
+            check: Callable[[Latents], None] | None = getattr(part, "check_latents", None)
             if check is not None:
-                check(channels, scaling_factor)
+                check(latents)
+
+    def closed(self, process: Process, sigmas: Tensor) -> str:
+        opens = self.off or bool(inside_window(sigmas[:: self.every_k], self.sigma_lo, self.sigma_hi).any())
+        every = f", every {self.every_k} steps" if self.every_k > 1 else ""
+        return "" if opens else f"its window is ({self.sigma_lo:g}, {self.sigma_hi:g}]{every}"
 
     def active(self, step: Step) -> Tensor:
         """Which samples (B,) the rule acts on: sigma window, every k-th step."""

@@ -8,7 +8,6 @@ Outside the noise range that the network was trained on the gradient is zero by 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
@@ -19,6 +18,7 @@ from ..errors import UserError
 from ..process import Process, expand
 from .base import Rule
 from .gradient import clip_norm, finite_or_unguided, input_gradient, normal_parameters_
+from .latents import Latents
 from .limited_interval import check_window, inside_window
 
 
@@ -27,6 +27,7 @@ class NetworkConfig(Protocol):
 
     latent_channels: int
     scaling_factor: float
+    shift_factor: float
     log_snr_range: tuple[float, float]
     latent_space: str
 
@@ -69,17 +70,26 @@ class NoisyNetworkRule(Rule):
     def networks(self) -> tuple[Any, ...]:
         return (self.followed,)
 
-    def check_latents(self, channels: int, scaling_factor: float | None) -> None:
+    def check_latents(self, latents: Latents) -> None:
         config = self.followed.config
-        fits = scaling_factor is None or math.isclose(scaling_factor, config.scaling_factor, rel_tol=1e-3)
-        if channels != config.latent_channels or not fits:
+        mine = Latents(config.latent_space, config.latent_channels, config.scaling_factor, config.shift_factor)
+        if not mine.same_as(latents):
             raise UserError(
-                f"a {self.what} for the latents of {config.latent_space!r} ({config.latent_channels} channels, scaling factor "
-                f"{config.scaling_factor:g}) on a model with {channels} latent channels"
-                + ("" if scaling_factor is None else f" and scaling factor {scaling_factor:g}"),
-                expected=f"a {self.what} trained on this model's own latents",
-                mend=f"choose another file in the node {self.loader}, or train a {self.what} with this model's VAE",
+                f"a {self.what} for the latents of {mine} in {self.node.name}, on a model with the latents of {latents}",
+                expected=f"a {self.what} trained on the latents of {latents.name!r}",
+                mend=f"choose one in the node {self.loader}, train one on these latents, or load a model on {mine.name!r}",
             )
+
+    def closed(self, process: Process, sigmas: Tensor) -> str:
+        if self.guidance_scale == 0 or any(bool(self.active(process, s[None], i).any()) for i, s in enumerate(sigmas)):
+            return ""
+        low, high = (
+            float(process.sigma_from_alphas_cumprod(torch.tensor(bound, dtype=torch.float64).sigmoid()))
+            for bound in reversed(self.followed.config.log_snr_range)
+        )
+        every = f", every {self.every_k} steps" if self.every_k > 1 else ""
+        window = f"its window is ({self.sigma_lo:g}, {self.sigma_hi:g}]{every}"
+        return f"{window}, the {self.what} was trained at {low:.3g} to {high:.3g}"
 
     def active(self, process: Process, sigma: Tensor, index: int | None) -> Tensor:
         """Which samples (B,) the rule acts on: sigma window, every k-th step, the network's own noise range."""

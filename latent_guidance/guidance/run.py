@@ -17,6 +17,7 @@ from .base import Branch, Rule, Stage, Step
 from .cfg import cfg
 from .record import HOST, Record
 from .recorded import recorded
+from .windows import warn_of_closed_windows
 
 Evaluate = Callable[[tuple[str, ...]], Mapping[str, Tensor]]
 """Branch names -> their denoised estimates (B, ...), in one call of each network."""
@@ -158,6 +159,8 @@ class GuidanceRun:
         record: Record | None = None,
     ) -> None:
         check_chain(rules)
+        if sigmas is not None:
+            warn_of_closed_windows(rules, process, sigmas)
         self.process = process
         self.sigmas = sigmas
         self._unscaled = unscaled

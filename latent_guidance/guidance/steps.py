@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..process import Process
 from .base import Stage
+from .windows import warn_of_closed_windows
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
 
@@ -49,6 +50,7 @@ def sampler_options(rules: Sequence[Any], process: Process, sigmas: Tensor) -> d
         process: what x is.
         sigmas: the run's noise levels (N + 1,).
     """
+    warn_of_closed_windows(rules, process, sigmas)
     gradients: dict[str, list[Gradient]] = {}
     options: dict[str, Any] = {}
     for rule in rules:

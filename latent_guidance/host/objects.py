@@ -16,6 +16,7 @@ from torch import Tensor
 from ..denoiser import Denoiser
 from ..errors import UserError
 from ..guidance import Rule, check_chain
+from ..guidance.latents import Latents
 from ..noise import SeededNoise, batch_noise
 from ..process import Process
 from . import memory
@@ -36,6 +37,11 @@ class LatentSpace:
     scaling_factor: float
     spatial_ratio: int
     name: str
+
+    @property
+    def latents(self) -> Latents:
+        """What rules ask of them."""
+        return Latents(self.name, self.channels, self.scaling_factor)
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Model:
         chain = (*self.rules, *rules)
         check_chain(chain)
         for rule in chain:
-            rule.check_latents(self.latent_space.channels, self.latent_space.scaling_factor)
+            rule.check_latents(self.latent_space.latents)
         return replace(self, rules=chain, report=report or self.report)
 
 

@@ -52,6 +52,7 @@ class TowerConfig:
         latent_space: Name of the latents it was trained on.
         latent_channels: Their channels.
         scaling_factor: What the VAE's latents were multiplied by.
+        shift_factor: What was subtracted from them before (Stable Diffusion 3 and Flux; 0 for most).
         log_snr_range: Smallest and largest log(alpha**2 / sigma**2) of its training.
         channels: Of the two levels, multiples of 32.
         layers: Residual blocks of the two levels.
@@ -65,6 +66,7 @@ class TowerConfig:
         "latent_space": (is_words, "the name of the latents"),
         "latent_channels": whole(1, MAX_CHANNELS),
         "scaling_factor": (lambda value: is_number(value) and 0 < value <= 1e6, "a number above 0, at most 1000000"),
+        "shift_factor": (lambda value: is_number(value) and abs(value) <= 1e6, "a number, mostly 0"),
         "log_snr_range": (
             lambda value: is_pair(value, is_number) and value[0] < value[1],
             "two finite numbers, low and high",
@@ -89,6 +91,7 @@ class TowerConfig:
     layers: tuple[int, int] = (1, 1)
     heads: int = 4
     grid: int = 8
+    shift_factor: float = 0.0
 
     def __post_init__(self) -> None:
         for name, (fits, expected) in self.checks.items():

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 INSIDE = Path(__file__).with_name("inside.py")
 START_SECONDS = 240
 RUN_SECONDS = 600
+HEAVY_SECONDS = 3000
 
 
 def comfyuis() -> list[Path]:
@@ -57,8 +58,8 @@ def environment() -> dict[str, str]:
     }
 
 
-def run_inside(comfyui: Path, base: Path, script: str, folder: Path) -> dict[str, Any]:
-    """What ``script`` leaves in ``result`` when it runs inside ``comfyui`` (see inside.py)."""
+def run_inside(comfyui: Path, base: Path, script: str, folder: Path, *, seconds: float = RUN_SECONDS) -> dict[str, Any]:
+    """What ``script`` leaves in ``result`` when it runs inside ``comfyui`` (see inside.py), in ``seconds`` at most."""
     (folder / "script.py").write_text(script, encoding="utf-8")
     command = [
         python_of(comfyui),
@@ -68,7 +69,7 @@ def run_inside(comfyui: Path, base: Path, script: str, folder: Path) -> dict[str
         str(folder / "script.py"),
         str(folder / "out.json"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS, cwd=folder, env=environment())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, cwd=folder, env=environment())
     assert done.returncode == 0, f"{done.stdout[-2000:]}\n{done.stderr[-6000:]}"
     return json.loads((folder / "out.json").read_text("utf-8"))
 

@@ -46,6 +46,7 @@ def counted(guided: Any) -> tuple[Any, list[int]]:
 def main() -> None:
     comfyui, base, script, out = map(Path, sys.argv[1:5])
     sys.path[0] = str(comfyui)
+    sys.path.append(str(Path(__file__).resolve().parent / "within"))
     sys.argv = ["main.py", "--cpu", "--base-directory", str(base)]
     import comfy.options
 

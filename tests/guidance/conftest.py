@@ -20,6 +20,7 @@ class Config:
     head: str = "classes"
     latent_channels: int = 4
     scaling_factor: float = 0.5
+    shift_factor: float = 0.0
     log_snr_range: tuple[float, float] = (-12.0, 12.0)
     latent_space: str = "test"
 

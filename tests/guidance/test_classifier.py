@@ -12,6 +12,7 @@ from torch import Tensor
 from latent_guidance.errors import UserError
 from latent_guidance.guidance import ClassifierGuidance, ClassifierMeanShift, GuidanceRun
 from latent_guidance.guidance.gradient import sample_norm
+from latent_guidance.guidance.latents import Latents
 from latent_guidance.guidance.noisy_classifier import entropy_scale
 from latent_guidance.process import RECTIFIED_FLOW, VE_SCALED, Process, expand
 
@@ -205,11 +206,10 @@ def test_inference_mode_everywhere_changes_nothing(classifier: SmallClassifier) 
 
 def test_a_wrong_pairing_is_refused_with_both_names(classifier: SmallClassifier) -> None:
     rule = ClassifierGuidance(classifier=classifier, label="cat")
-    rule.check_latents(4, 0.5)
-    rule.check_latents(4, None)
-    for channels, scaling in ((16, 0.5), (4, 0.18215)):
-        with pytest.raises(UserError, match=rf"'test' \(4 channels, scaling factor 0.5\) on a model with {channels}"):
-            rule.check_latents(channels, scaling)
+    rule.check_latents(Latents("any", 4, 0.5))
+    for other in (Latents("SD3", 16, 0.5), Latents("SD15", 4, 0.18215), Latents("shifted", 4, 0.5, 0.1)):
+        with pytest.raises(UserError, match=rf"'test' \(4 channels, scaling factor 0.5\).*{other.name}.*{other.name}"):
+            rule.check_latents(other)
     with pytest.raises(UserError, match="16, 6, 5"):
         GuidanceRun([rule], VE_SCALED)(latents(channels=16), SIGMA, lambda names: {"cond": latents(channels=16)})
 

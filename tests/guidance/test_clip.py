@@ -11,6 +11,7 @@ from torch import Tensor
 from latent_guidance.errors import UserError
 from latent_guidance.guidance import GuidanceRun, NoisyCLIPGuidance
 from latent_guidance.guidance.gradient import sample_norm
+from latent_guidance.guidance.latents import Latents
 from latent_guidance.process import RECTIFIED_FLOW, VE_SCALED, Process
 
 from .conftest import SmallCLIP, drawn, latents, prompt
@@ -136,12 +137,10 @@ def test_inference_mode_everywhere_changes_nothing(clip: SmallCLIP) -> None:
 
 def test_wrong_pairings_are_refused_with_words(clip: SmallCLIP) -> None:
     rule = rule_of(clip)
-    rule.check_latents(4, 0.5)
-    for channels, scaling in ((16, 0.5), (4, 0.18215)):
-        with pytest.raises(
-            UserError, match=rf"noisy-latent CLIP for the latents of 'test'.* on a model with {channels}"
-        ):
-            rule.check_latents(channels, scaling)
+    rule.check_latents(Latents("any", 4, 0.5))
+    for other in (Latents("SD3", 16, 0.5), Latents("SD15", 4, 0.18215)):
+        with pytest.raises(UserError, match=rf"noisy-latent CLIP for the latents of 'test'.*'{other.name}'"):
+            rule.check_latents(other)
     with pytest.raises(UserError, match=r"16, 6, 5.*noisy-latent CLIP"):
         rule.gradient(VE_SCALED, latents(channels=16), SIGMA, None)
     with pytest.raises(UserError, match="another width"):

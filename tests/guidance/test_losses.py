@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from latent_guidance.errors import UserError
 from latent_guidance.guidance import DPS, MPGD, GuidanceRun, Rule
+from latent_guidance.guidance.latents import Latents
 from latent_guidance.guidance.losses import (
     LOSSES,
     ClassLabel,
@@ -312,8 +313,11 @@ def test_a_class_label_is_the_classifier_asked_about_the_estimate_as_clean() -> 
     torch.testing.assert_close(value, expected)
     with pytest.raises(UserError, match="horse"):
         ClassLabel(classifier=classifier, label="horse")
-    with pytest.raises(UserError, match="16 latent channels"):
-        MPGD(loss=ClassLabel(classifier=classifier, label="dog")).check_latents(16, None)
+    MPGD(loss=ClassLabel(classifier=classifier, label="dog")).check_latents(Latents("test", 4, 0.5))
+    with pytest.raises(UserError, match="16 channels"):
+        MPGD(loss=ClassLabel(classifier=classifier, label="dog")).check_latents(Latents("other", 16, 0.5))
+    with pytest.raises(UserError, match="VAE of 4 latent channels"):
+        MPGD(loss=Warm(), vae=SmallVae()).check_latents(Latents("other", 16, 0.5))
     assert MPGD(loss=ClassLabel(classifier=classifier, label="dog")).networks() == (classifier,)
 
 

@@ -29,12 +29,31 @@ OWN = tuple(name for name in NAMES if name.startswith(("sd15_", "sdxl_")))
 """Workflows for the user's own checkpoint, which only a ComfyUI loads."""
 BUNDLED = tuple(name for name in NAMES if name not in OWN)
 NOT_SHOWN = {
+    "LGDPS",
+    "LGFreeDoM",
     "LGGuidanceReport",
     "LGLoadNoisyCLIP",
+    "LGLogProbGuidance",
+    "LGLossClassLabel",
+    "LGLossEdges",
+    "LGLossGuidedDiffusion",
+    "LGLossMask",
+    "LGLossPalette",
+    "LGLossReference",
+    "LGLossSum",
+    "LGLossSymmetry",
+    "LGMPGD",
     "LGNoisyCLIPGuidance",
+    "LGPerturbedAttention",
     "LGSamplerDDIMCFGpp",
     "LGSamplerDPMpp2MCFGpp",
     "LGSamplerRectifiedCFGpp",
+    "LGSkippedLayers",
+    "LGSlidingWindow",
+    "LGSmoothedEnergy",
+    "LGTokenPerturbation",
+    "LGTrainingFreeGuidance",
+    "LGUniversalGuidance",
 }
 """Nodes that no example shows yet: write one, and take the name out."""
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from ...errors import UserError
 from ..base import NodeText
 from ..knobs import Choice, Socket, Text
+from ..latents import Latents
 from ..targets import COMBINE, class_target, parse_target, regression_target
 from .base import ReadyLoss
 
@@ -77,13 +78,13 @@ class ClassLabel(ReadyLoss):
         """The classifier."""
         return (self.classifier,)
 
-    def check_latents(self, channels: int, scaling_factor: float | None) -> None:
+    def check_latents(self, latents: Latents) -> None:
         """Raise UserError if the classifier was made for other latents than a model's."""
         config = self.classifier.config
-        if channels != config.latent_channels:
+        own = Latents(config.latent_space, config.latent_channels, config.scaling_factor, config.shift_factor)
+        if not own.same_as(latents):
             raise UserError(
-                f"a classifier for the latents of {config.latent_space!r} ({config.latent_channels} channels) on a model with "
-                f"{channels} latent channels",
+                f"a classifier for the latents of {own} on a model of the latents of {latents}",
                 expected="a classifier trained on this model's own latents",
                 mend="choose another file in the node Load Noisy-Latent Classifier",
             )

@@ -72,6 +72,8 @@ def load_model(checkpoint: Path) -> Any:
 
 
 def _latent_space(checkpoint: Path, unet: Mapping[str, Any]) -> model.LatentSpace:
+    from ....latent_guidance.models.checkpoint import latent_space_of
+
     vae_config = read_vae_config(component_folder(checkpoint, "vae"))
     factor = float(vae_config.get("scaling_factor", DEFAULT_SCALING_FACTOR))
 
@@ -79,7 +81,7 @@ def _latent_space(checkpoint: Path, unet: Mapping[str, Any]) -> model.LatentSpac
         with torch.inference_mode():
             return vae.preview_colours(load_vae(checkpoint), factor)
 
-    return model.LatentSpace(int(unet["in_channels"]), factor, preview)
+    return model.LatentSpace(int(unet["in_channels"]), factor, preview, latent_space_of(checkpoint))
 
 
 def load_classifier(path: Path) -> Any:

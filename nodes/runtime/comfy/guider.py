@@ -11,7 +11,6 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-import comfy.latent_formats
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -31,6 +30,7 @@ from ....latent_guidance.process import VE_SCALED, Process, process_from_alpha
 from . import weakened
 from .branches import OtherModel, asked_branches, check_hooks, check_model, other_models, own_conditions
 from .branches import evaluate as evaluate_branches
+from .checks import check_channels, check_latents, warn_if_distilled
 from .gradients import normal_conds, through, unscaled
 
 MARKS = "latent_guidance"
@@ -50,16 +50,6 @@ def process_of(model_sampling: Any) -> Process:
             mend="use a model of one of these kinds; guidance is not defined for this noising process",
         )
     return process_from_alpha(alpha)
-
-
-def check_latents(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -> None:
-    """Refuse rules made for other latents than the model's."""
-    latents = getattr(model.model, "latent_format", None)
-    if latents is None:
-        return
-    plain = type(latents).process_in is comfy.latent_formats.LatentFormat.process_in
-    for rule in rules:
-        rule.check_latents(latents.latent_channels, float(latents.scale_factor) if plain else None)
 
 
 class Mark:
@@ -115,10 +105,13 @@ def _one_run(
     rules = tuple(rules)
     open_runs: list[dict[str, GuidanceRun]] = []
 
-    def outer_sample(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    def outer_sample(executor: Any, noise: Tensor, latent: Tensor, *args: Any, **kwargs: Any) -> Any:
+        patcher = executor.class_obj.model_patcher  # as it is now: nodes after ours may have changed what it samples
+        check_latents(patcher, rules)
+        check_channels(patcher, latent)
         open_runs.append({})
         try:
-            samples = executor(*args, **kwargs)
+            samples = executor(noise, latent, *args, **kwargs)
         finally:
             done = open_runs.pop()
         if "run" in done and done["run"].record is not None:
@@ -310,6 +303,8 @@ def make_guider(
             mend="connect one to the guider's negative input, for instance Null Conditioning",
         )
     run = GuidanceRun(rules, VE_SCALED)
+    if _needs_uncond(rules):
+        warn_if_distilled(model, rules)
     own, others = own_conditions(run), other_models(run)
     for other in others:
         check_model(other.patcher, model, process_of, MARKS)
@@ -356,6 +351,8 @@ def patch_model(
     """
     check_on_model(rules)
     needs_uncond = _needs_uncond(rules)
+    if needs_uncond:
+        warn_if_distilled(model, rules)
     passes = weakened_passes(GuidanceRun(rules, VE_SCALED))
     weakened.check(passes.values(), model.get_model_object("diffusion_model"))
     changes_branches = any(rule.stage is Stage.BRANCHES for rule in rules)

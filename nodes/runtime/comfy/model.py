@@ -35,6 +35,7 @@ class LatentSpace:
     channels: int
     scaling_factor: float
     preview: Callable[[], tuple[list[list[float]], list[float]] | None]
+    name: str = "checkpoint"
 
 
 class WholeModelPatcher(comfy.model_patcher.ModelPatcher):
@@ -53,6 +54,7 @@ def latent_format(space: LatentSpace) -> comfy.latent_formats.LatentFormat:
     class CheckpointLatents(comfy.latent_formats.LatentFormat):
         scale_factor = space.scaling_factor
         latent_channels = space.channels
+        latent_space = space.name
         _colours: Any = ()
 
         def _preview(self) -> Any:

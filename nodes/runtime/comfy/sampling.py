@@ -18,7 +18,8 @@ from ....latent_guidance.guidance.steps import check_step_rules, sampler_options
 from ....latent_guidance.noise import SeededNoise
 from ....latent_guidance.process import Process
 from ....latent_guidance.samplers import GO_BY_UNCOND
-from .guider import check_latents, networks_in, process_of, rules_on
+from .checks import check_latents
+from .guider import networks_in, process_of, rules_on
 
 
 class ComfyDenoiser:
