@@ -67,13 +67,12 @@ def test_a_run_out_of_the_cache_still_has_its_report(server: Server) -> None:
     [guider] = [node for node in prompt.values() if node["class_type"] == "LGGuider"]
     [sampler] = [key for key, node in prompt.items() if node["class_type"] == "SamplerCustomAdvanced"]
     guider["inputs"]["report"] = True
+    server.wait(server.queue(prompt))  # nobody asks for the report yet
     prompt["90"] = {"class_type": "LGGuidanceReport", "inputs": {"latent": [sampler, 0]}}
     prompt["91"] = {"class_type": "PreviewAny", "inputs": {"source": ["90", 1]}}
-    first = server.wait(server.queue(prompt))
-    prompt["92"], prompt["93"] = dict(prompt["90"]), {"class_type": "PreviewAny", "inputs": {"source": ["92", 1]}}
-    second = server.wait(server.queue(prompt))
-    [cached] = [data["nodes"] for kind, data in second["status"]["messages"] if kind == "execution_cached"]
-    assert sampler in cached and "92" not in cached
-    [text], [again] = first["outputs"]["91"]["text"], second["outputs"]["93"]["text"]
-    assert json.loads(text) == json.loads(again)
-    assert json.loads(text)["chains"][0]["rules"][0] == CFG
+    entry = server.wait(server.queue(prompt))
+    [cached] = [data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"]
+    assert sampler in cached and "90" not in cached
+    [text] = entry["outputs"]["91"]["text"]
+    [chain] = json.loads(text)["chains"]
+    assert chain["rules"][0] == CFG and len(chain["rows"]) > 1

@@ -32,9 +32,14 @@ NOT_SHOWN = {
     "LGGuidanceReport",
     "LGLoadNoisyCLIP",
     "LGNoisyCLIPGuidance",
+    "LGPerturbedAttention",
     "LGSamplerDDIMCFGpp",
     "LGSamplerDPMpp2MCFGpp",
     "LGSamplerRectifiedCFGpp",
+    "LGSkippedLayers",
+    "LGSlidingWindow",
+    "LGSmoothedEnergy",
+    "LGTokenPerturbation",
 }
 """Nodes that no example shows yet: write one, and take the name out."""
 
