@@ -42,9 +42,9 @@ def start(comfyui: Path, *, cpu: bool) -> Callable[[str], Any]:
     comfy.options.enable_args_parsing()
     import comfy.model_management  # type: ignore[import-not-found]
 
-    import nodes  # type: ignore[import-not-found]
+    load = importlib.import_module("nodes").load_custom_node
 
-    if not asyncio.run(nodes.load_custom_node(str(ROOT))):
+    if not asyncio.run(load(str(ROOT))):
         sys.exit("ComfyUI could not load the pack")
     return lambda path: importlib.import_module(f"{str(ROOT).replace('.', '_x_')}.{path}")
 
@@ -70,7 +70,10 @@ def stable_diffusion() -> Any:
     config.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, kinds))
     model = config.get_model({}, "", device=torch.device("cpu"))
     for parameter in model.diffusion_model.parameters():
-        parameter.data.normal_(std=0.02) if parameter.ndim > 1 else parameter.data.fill_(0.5)
+        if parameter.ndim > 1:
+            parameter.data.normal_(std=0.02)
+        else:
+            parameter.data.fill_(0.5)
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=management.unet_offload_device())
 
 
