@@ -236,7 +236,12 @@ class TestScalesBelowOne:
         out = guided([rule], process, x)
         assert torch.isfinite(out).all() and out.shape == x.shape
         if rule_class.stage is Stage.GRADIENT:  # an odd function of its scale: below 0 it pushes the other way, as far
-            forth, back = (guided([make(rule_class, guidance_scale=s)], process, x) - torch.tanh(x) for s in (w, -w))
+            others = {
+                name: 0 for name in ("mean_scale", "step_size") if name in knobs(rule_class)
+            }  # strengths besides it
+            forth, back = (
+                guided([make(rule_class, guidance_scale=s, **others)], process, x) - torch.tanh(x) for s in (w, -w)
+            )
             torch.testing.assert_close(forth, -back, rtol=1e-9, atol=1e-12)
             assert (w == 0) == bool((forth == 0).all())
 
