@@ -65,7 +65,7 @@ def estimates_of(names: tuple[str, ...], x: Tensor, apart: float = 1.0) -> dict[
     cond = torch.tanh(x)
     own = {"cond": cond, "uncond": torch.sin(2 * x) / 2}
     further = [name for name in names if name not in own]
-    own |= {name: torch.cos((i + 1) * x + 0.3) / 2 for i, name in enumerate(further)}
+    own |= {name: torch.cos((i + 1) * x + 0.3) / 2 for i, name in enumerate(sorted(further))}
     return {name: own[name] if apart == 1 else cond + apart * (own[name] - cond) for name in names}
 
 

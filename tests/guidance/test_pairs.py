@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
@@ -56,7 +56,10 @@ class Guided:
         self.run = GuidanceRun(rules, VE_SCALED, sigmas=LEVELS)
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: object = None) -> Tensor:
-        return self.run(x, sigma, lambda names: estimates_of(names, x / 3))
+        def evaluate(names: tuple[str, ...], at: Tensor, _sigma: Tensor) -> Mapping[str, Tensor]:
+            return estimates_of(names, at / 3)
+
+        return self.run(x, sigma, lambda names: evaluate(names, x, sigma), differentiable=evaluate)
 
 
 def sampled(*rules: Rule) -> Tensor:

@@ -233,7 +233,9 @@ def test_nothing_is_saved_when_a_later_node_fails(run: Runner, monkeypatch: pyte
 
 
 def workflows() -> list[Path]:
-    return sorted((ROOT / "workflows").glob("*.json"))
+    """Those on the bundled model; the others need ComfyUI's own loaders, and their twins are tested with the nodes."""
+    every = sorted((ROOT / "workflows").glob("*.json"))
+    return [path for path in every if not path.stem.startswith(("sd15_", "sdxl_"))]
 
 
 @pytest.mark.parametrize("path", workflows(), ids=lambda path: path.stem)
