@@ -212,6 +212,80 @@ class LGLoadNoisyCLIP:
         return (current().load_noisy_clip(noisy_clip),)
 
 
+class LGLoadPictureCLIP:
+    """Load Picture CLIP."""
+
+    DISPLAY_NAME = "Load Picture CLIP"
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Loads a CLIP that looks at clean pictures and reads texts, for Loss: Text (CLIP): a folder with open_clip_config.json and "
+        "open_clip_model.safetensors, as open_clip publishes them (ViT-B-32, ViT-L-14)."
+    )
+    SEARCH_ALIASES: ClassVar[list[str]] = ["clip", "open_clip", "clip guidance", "clip vision"]
+    RETURN_TYPES = ("LG_PICTURE_CLIP",)
+    RETURN_NAMES = ("clip",)
+    OUTPUT_TOOLTIPS = ("The CLIP, for Loss: Text (CLIP).",)
+    FUNCTION = "load"
+    ZH: ClassVar[dict[str, Any]] = {
+        "display_name": "加载图像 CLIP",
+        "description": (
+            "加载一个观察清晰图像并读取文字的 CLIP，用于“损失：文字（CLIP）”：含有 open_clip_config.json 和 "
+            "open_clip_model.safetensors 的文件夹，即 open_clip 的发布形式（ViT-B-32、ViT-L-14）。"
+        ),
+        "inputs": {"picture_clip": ("图像 CLIP", "models/clip_vision 中的 open_clip 文件夹。")},
+        "outputs": ("图像 CLIP",),
+    }
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"picture_clip": _combo("picture_clip", "An open_clip folder in models/clip_vision.")}}
+
+    def load(self, picture_clip: str) -> tuple[Any]:
+        return (current().load_picture_clip(picture_clip),)
+
+
+class LGPictureCLIP:
+    """Picture CLIP from CLIP Vision."""
+
+    DISPLAY_NAME = "Picture CLIP from CLIP Vision"
+    CATEGORY = CATEGORY
+    DESCRIPTION = (
+        "Joins a CLIP Vision and the CLIP that it was trained with, for Loss: Text (CLIP). The CLIP must hold its text projection, as "
+        "clip_l.safetensors does; that of a Stable Diffusion 1.5 checkpoint does not. Vectors of equal length from two different CLIPs "
+        "(OpenAI's and LAION's ViT-L) cannot be told apart: take both from the same one."
+    )
+    SEARCH_ALIASES: ClassVar[list[str]] = ["clip vision", "clip guidance", "clip_l", "image encoder"]
+    RETURN_TYPES = ("LG_PICTURE_CLIP",)
+    RETURN_NAMES = ("clip",)
+    OUTPUT_TOOLTIPS = ("The CLIP, for Loss: Text (CLIP).",)
+    FUNCTION = "join"
+    ZH: ClassVar[dict[str, Any]] = {
+        "display_name": "由 CLIP 视觉组成图像 CLIP",
+        "description": (
+            "把 CLIP 视觉模型与同一个 CLIP 的文本编码器合在一起，用于“损失：文字（CLIP）”。文本编码器必须含有文本投影，"
+            "例如 clip_l.safetensors；Stable Diffusion 1.5 检查点中的没有。向量长度相同但来自不同 CLIP 的两部分"
+            "（如 OpenAI 与 LAION 的 ViT-L）无法识别：请取自同一个 CLIP。"
+        ),
+        "inputs": {
+            "clip_vision": ("CLIP 视觉", "CLIP 的图像部分，来自“加载 CLIP 视觉”。"),
+            "clip": ("CLIP", "同一个 CLIP 的文本部分，且含有文本投影。"),
+        },
+        "outputs": ("图像 CLIP",),
+    }
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "clip_vision": ("CLIP_VISION", {"tooltip": "The image side of a CLIP, from Load CLIP Vision."}),
+                "clip": ("CLIP", {"tooltip": "The text side of the same CLIP, with its text projection."}),
+            }
+        }
+
+    def join(self, clip_vision: Any, clip: Any) -> tuple[Any]:
+        return (current().picture_clip(clip_vision, clip),)
+
+
 NODES: dict[str, type] = {
     "LGLoadCheckpoint": LGLoadCheckpoint,
     "LGLoadVAE": LGLoadVAE,
@@ -219,4 +293,6 @@ NODES: dict[str, type] = {
     "LGLoadUNet": LGLoadUNet,
     "LGLoadClassifier": LGLoadClassifier,
     "LGLoadNoisyCLIP": LGLoadNoisyCLIP,
+    "LGLoadPictureCLIP": LGLoadPictureCLIP,
+    "LGPictureCLIP": LGPictureCLIP,
 }

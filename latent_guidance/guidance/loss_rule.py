@@ -200,7 +200,7 @@ class LossRule(Rule):
             return seen[space]
 
         with named_errors(self.loss):
-            return loss_values(self.loss, estimate_in)
+            return loss_values(self.loss, estimate_in, step.index)
 
     def _unscaled(self, step: Step, latents: Tensor) -> Tensor:
         if step.unscaled is not None:

@@ -9,7 +9,9 @@ import torch
 
 from .checkpoint import Checkpoint, save_checkpoint
 from .classifier import Classifier, ClassifierConfig, new_classifier
+from .files import write_json, write_safetensors
 from .noisy_clip import NoisyCLIP, NoisyCLIPConfig, new_noisy_clip
+from .picture_clip import CONFIG, WEIGHTS, new_picture_clip, parse_config
 from .text_encoder import TextEncoder, new_text_encoder, text_config
 from .unet import new_unet, unet_config
 from .vae import new_vae
@@ -99,3 +101,20 @@ def _tiny_clip(encoder: TextEncoder) -> NoisyCLIP:
     clip = NoisyCLIP(new_noisy_clip(config))
     clip.network.text_start.copy_(encoder.encode("")[0][0, 0])
     return clip
+
+
+def make_tiny_picture_clip(folder: Path | str, *, seed: int = 0) -> Path:
+    """Write an open_clip folder with random weights (fp32, some 3 MB) that looks at pictures of 16 pixels, and return it."""
+    folder = Path(folder)
+    model = {
+        "embed_dim": 12,
+        "vision_cfg": {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 4},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    values = {"model_cfg": model, "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = new_picture_clip(parse_config(values, str(folder)))
+    write_json(folder / CONFIG, values)
+    write_safetensors(folder / WEIGHTS[0], network.state_dict(), dtype=torch.float32)
+    return folder

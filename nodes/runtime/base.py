@@ -15,7 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ...latent_guidance.guidance.passes import Passes
 
-Kind = Literal["checkpoint", "vae", "text_encoder", "unet", "classifier", "noisy_clip"]
+Kind = Literal["checkpoint", "vae", "text_encoder", "unet", "classifier", "noisy_clip", "picture_clip"]
 
 
 class Runtime(Protocol):
@@ -47,6 +47,14 @@ class Runtime(Protocol):
 
     def load_noisy_clip(self, name: str) -> Any:
         """A noisy-latent CLIP: an object with ``.config``, ``.image_features(x_unit, log_snr)`` and ``.text_features(tokens)``."""
+        ...
+
+    def load_picture_clip(self, name: str) -> Any:
+        """A CLIP on clean pictures (see the library's guidance.losses.clip_text), of an open_clip folder."""
+        ...
+
+    def picture_clip(self, clip_vision: Any, clip: Any) -> Any:
+        """A CLIP on clean pictures, of a CLIP_VISION and the CLIP that belongs to it."""
         ...
 
     def encode_text(self, clip: Any, text: str) -> Any:

@@ -2,7 +2,7 @@
 
 See ``base`` for what each function promises. Names are looked up in the pack's ``models/``, then in the run's models
 folder: there, and in its ``latent_guidance/``, lie checkpoint folders, in its ``latent_classifiers/`` classifiers, in its
-``latent_clips/`` noisy-latent CLIPs.
+``latent_clips/`` noisy-latent CLIPs, in its ``clip_vision/`` CLIPs on pictures.
 Everything runs in fp32.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ...latent_guidance.errors import UserError
 from ...latent_guidance.host.context import current
 from .base import Kind
-from .names import BUNDLED, OWN_FOLDERS, find, locate
+from .names import BUNDLED, CLIP_VISION, OWN_FOLDERS, find, locate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def _found(kind: Kind) -> dict[str, Path]:
     models = current().models
-    own = [models / OWN_FOLDERS[kind]] if kind in OWN_FOLDERS else []
+    own = [models / folder] if (folder := {**OWN_FOLDERS, "picture_clip": CLIP_VISION}.get(kind)) else []
     return find(kind, [BUNDLED, models / "latent_guidance", models], own)
 
 
@@ -65,6 +65,20 @@ def load_noisy_clip(name: str) -> Any:
     from ...latent_guidance.models import checkpoint
 
     return checkpoint.load_noisy_clip(_path("noisy_clip", name), device=current().device)
+
+
+def load_picture_clip(name: str) -> Any:
+    from ...latent_guidance.models.picture_clip import load_picture_clip
+
+    return load_picture_clip(_path("picture_clip", name), device=current().device)
+
+
+def picture_clip(clip_vision: Any, clip: Any) -> Any:
+    raise UserError(
+        "a CLIP Vision outside ComfyUI",
+        expected="an open_clip folder",
+        mend="use Load Picture CLIP, or run the workflow in ComfyUI",
+    )
 
 
 def _space(folder: Path) -> LatentSpace:

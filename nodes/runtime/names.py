@@ -8,6 +8,7 @@ from pathlib import Path
 from ...latent_guidance.errors import UserError
 from ...latent_guidance.models.checkpoint import checkpoint_folders
 from ...latent_guidance.models.files import refuse_pickle
+from ...latent_guidance.models.picture_clip import CONFIG, WEIGHTS
 from .base import Kind
 
 BUNDLED = Path(__file__).resolve().parents[2] / "models"
@@ -21,11 +22,14 @@ _LOADERS: dict[Kind, str] = {
     "unet": "checkpoint folder with a UNet",
     "classifier": "noisy-latent classifier",
     "noisy_clip": "noisy-latent CLIP",
+    "picture_clip": "CLIP on pictures (an open_clip folder)",
 }
 _INSIDE: dict[Kind, str] = {"classifier": "classifier", "noisy_clip": "clip"}
 """How the folders of networks on noisy latents begin, inside a checkpoint folder."""
 OWN_FOLDERS: dict[Kind, str] = {"classifier": "latent_classifiers", "noisy_clip": "latent_clips"}
 """The folder of models/ in which such networks lie by themselves."""
+CLIP_VISION = "clip_vision"
+"""ComfyUI's own folder of models/ for CLIPs that look at pictures; open_clip folders lie there too."""
 
 
 def _folders(root: Path) -> list[Path]:
@@ -51,15 +55,25 @@ def _on_noisy_latents(part: str, roots: Iterable[Path], own_roots: Iterable[Path
                     yield file.relative_to(root).as_posix(), file
 
 
+def _open_clips(roots: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    for root in roots:
+        for config in sorted(root.rglob(CONFIG)) if root.is_dir() else ():
+            inner = config.parent.relative_to(root).as_posix()
+            yield (WEIGHTS[0] if inner == "." else inner), config.parent
+
+
 def find(kind: Kind, roots: Iterable[Path], own_roots: Iterable[Path] = ()) -> dict[str, Path]:
     """Name -> folder or file of everything of ``kind``, in the order of the roots; of equal names the first counts.
 
     Args:
         kind: what to look for.
         roots: folders that hold checkpoint folders.
-        own_roots: folders that hold networks on noisy latents: folders, or files that carry their own description.
+        own_roots: folders that hold networks on noisy latents: folders, or files that carry their own description. For CLIPs on
+            pictures: folders that hold open_clip folders, at any depth.
     """
-    if kind in _INSIDE:
+    if kind == "picture_clip":
+        found = list(_open_clips(own_roots))
+    elif kind in _INSIDE:
         found = list(_on_noisy_latents(_INSIDE[kind], list(roots), own_roots))
     elif kind == "checkpoint":
         found = list(checkpoint_folders(roots).items())
@@ -85,6 +99,7 @@ def locate(kind: Kind, name: str, found: dict[str, Path]) -> Path:
     if name not in found:
         refuse_pickle(Path(name))
         own = f"models/{OWN_FOLDERS[kind]}, or a checkpoint folder's {_INSIDE[kind]}/" if kind in _INSIDE else ""
+        own = f"models/{CLIP_VISION} ({CONFIG} and {WEIGHTS[0]})" if kind == "picture_clip" else own
         raise UserError(
             f"a {_LOADERS[kind]} called {name!r}, which is not there",
             expected="one of " + (", ".join(found) or "those found, and none was found"),

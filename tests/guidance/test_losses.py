@@ -16,6 +16,7 @@ from latent_guidance.guidance.latents import Latents
 from latent_guidance.guidance.losses import (
     LOSSES,
     ClassLabel,
+    CLIPText,
     ColourPalette,
     MaskedLoss,
     ReferenceLatent,
@@ -27,7 +28,7 @@ from latent_guidance.guidance.losses.edges import edges
 from latent_guidance.guidance.losses.palette import parse_colours
 from latent_guidance.process import VE_SCALED
 
-from .conftest import SmallClassifier, drawn, latents
+from .conftest import SmallClassifier, SmallPictureCLIP, drawn, latents
 
 SIGMAS = torch.tensor([0.9, 0.6, 0.3], dtype=torch.float64)
 
@@ -207,6 +208,7 @@ READY: dict[Any, Any] = {
     SketchEdges: lambda: SketchEdges(sketch=drawn(1, 3, 12, 10, seed=6).clamp(-1, 1)),
     Symmetry: Symmetry,
     ClassLabel: lambda: ClassLabel(classifier=SmallClassifier(), label="dog"),
+    CLIPText: lambda: CLIPText(clip=SmallPictureCLIP(), texts="a red apple | blurry:-0.5", crops=3),
 }
 """The simple ones; a mask and a sum hold others."""
 

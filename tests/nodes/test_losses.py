@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from latent_guidance.errors import UserError
+from latent_guidance.models.tiny import make_tiny_picture_clip
 
 from .test_nodes import Nodes, apart, as_a_node, call, everything, sample  # noqa: F401  (a fixture)
 
@@ -59,3 +63,25 @@ def test_a_vae_of_other_latents_is_refused_before_the_first_step(embedded: Nodes
     (loss,) = call(embedded, "LGLossPalette")
     with pytest.raises(UserError, match="without a VAE"):
         call(embedded, "LGMPGD", loss=loss)
+
+
+def test_a_text_is_followed_by_a_clip_on_pictures(embedded: Nodes, models_folder: Path) -> None:
+    make_tiny_picture_clip(models_folder / "clip_vision" / "inner" / "tiny")
+    loader: Any = embedded["LGLoadPictureCLIP"]
+    assert "inner/tiny" in loader.INPUT_TYPES()["required"]["picture_clip"][0]
+    (clip,) = call(embedded, "LGLoadPictureCLIP", picture_clip="inner/tiny")
+    assert any(parameter.is_inference() for parameter in clip.network.parameters())
+    things = everything(embedded)
+    (loss,) = call(embedded, "LGLossCLIPText", clip=clip, texts="a red apple | blurry:-0.5", crops=4)
+    (rules,) = call(embedded, "LGMPGD", loss=loss, vae=things["vae"], guidance_scale=0.3)
+    values = []
+    for chain in (None, rules):
+        samples = sample(things, rules=chain)
+        (image,) = call(embedded, "LGVAEDecode", samples={"samples": samples}, vae=things["vae"])
+        values.append(float(loss(image.movedim(-1, 1) * 2 - 1)))
+    assert values[1] < values[0]
+    assert torch.equal(samples, sample(things, rules=rules))
+    with pytest.raises(UserError, match="models/clip_vision"):
+        call(embedded, "LGLoadPictureCLIP", picture_clip="nothing")
+    with pytest.raises(UserError, match="outside ComfyUI"):
+        call(embedded, "LGPictureCLIP", clip_vision=None, clip=None)

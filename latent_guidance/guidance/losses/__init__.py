@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .base import SPACES, Loss, ReadyLoss, loss_values, name_of, networks_of, parts_of
+from .base import SPACES, Loss, ReadyLoss, at_step, loss_values, name_of, networks_of, parts_of
 from .class_label import ClassLabel
+from .clip_text import CLIPText
 from .edges import SketchEdges
 from .masked import MaskedLoss
 from .palette import ColourPalette
@@ -17,6 +18,7 @@ LOSSES: tuple[type[ReadyLoss], ...] = (
     SketchEdges,
     Symmetry,
     ClassLabel,
+    CLIPText,
     MaskedLoss,
     WeightedSum,
 )
@@ -25,6 +27,7 @@ LOSSES: tuple[type[ReadyLoss], ...] = (
 __all__ = [
     "LOSSES",
     "SPACES",
+    "CLIPText",
     "ClassLabel",
     "ColourPalette",
     "Loss",
@@ -34,6 +37,7 @@ __all__ = [
     "SketchEdges",
     "Symmetry",
     "WeightedSum",
+    "at_step",
     "loss_values",
     "name_of",
     "networks_of",

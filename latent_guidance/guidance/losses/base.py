@@ -23,6 +23,10 @@
 A function of the *noisy* latent is another thing: an object with ``log_prob(x, sigma) -> (B,)``, followed by
 :class:`~latent_guidance.guidance.log_prob.LogProbGuidance`.
 
+A loss that is another at each step (random cutouts, a schedule) has ``at_step(index) -> loss`` too: what is asked in its place at the
+step ``index`` (from 0; None if unknown) of a run, with a ``space`` and ``__call__`` as above. Everything a rule asks within one step it
+asks of the same one.
+
 It may have a ``name`` for messages, ``networks() -> tuple`` of handles with a ``.network`` (and in ComfyUI a ``.patcher``, so that
 the network is loaded and freed with the model), and ``parts() -> [(weight, loss), ...]`` if it is a sum of others, each in its own
 space. Whatever is wrong with what it answers is said by name: another shape than (B,), or a tensor that autograd knows nothing of.
@@ -118,12 +122,19 @@ def networks_of(loss: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def loss_values(loss: Any, estimate_in: Callable[[str], Tensor]) -> Tensor:
+def at_step(loss: Any, index: int | None) -> Any:
+    """A simple loss as it is at the step ``index`` of a run: itself, unless it has an ``at_step`` of its own."""
+    changes: Callable[[int | None], Any] | None = getattr(loss, "at_step", None)
+    return loss if changes is None else changes(index)
+
+
+def loss_values(loss: Any, estimate_in: Callable[[str], Tensor], index: int | None = None) -> Tensor:
     """The loss (B,), summed over its parts.
 
     Args:
         loss: a :class:`Loss`.
         estimate_in: space -> the estimate (B, ...) there, attached to the graph.
+        index: of the step; None if unknown.
 
     Raises:
         UserError: a part whose answer has another shape than (B,), or no gradient.
@@ -131,7 +142,7 @@ def loss_values(loss: Any, estimate_in: Callable[[str], Tensor]) -> Tensor:
     total: Tensor | None = None
     for weight, part in parts_of(loss):
         estimate = estimate_in(part.space)
-        values = part(estimate)
+        values = at_step(part, index)(estimate)
         check_values(values, estimate, name_of(part))
         total = weight * values if total is None else total + weight * values.to(total)
     if total is None:

@@ -11,7 +11,7 @@ pixels that it helped to decode.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..base import NodeText
 from ..knobs import Socket
 from ..noisy_network import resized_mask
-from .base import ReadyLoss, name_of, networks_of, parts_of
+from .base import ReadyLoss, at_step, name_of, networks_of, parts_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class MaskedPart:
 
     def networks(self) -> tuple[Any, ...]:
         return networks_of(self.loss)
+
+    def at_step(self, index: int | None) -> MaskedPart:
+        """The loss inside as it is at step ``index``, behind the same mask."""
+        return replace(self, loss=at_step(self.loss, index))
 
     def __call__(self, estimate: Tensor) -> Tensor:
         """The loss (B,), with a gradient inside the mask only; estimates (B, ..., h, w) of any number of dimensions from four on."""

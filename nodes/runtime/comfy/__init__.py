@@ -13,7 +13,7 @@ import folder_paths
 from torch import Tensor
 
 from ..base import Kind
-from ..names import BUNDLED, OWN_FOLDERS, find, locate
+from ..names import BUNDLED, CLIP_VISION, OWN_FOLDERS, find, locate
 
 CHECKPOINTS = "latent_guidance"
 
@@ -29,6 +29,8 @@ def register_folders() -> None:
 
 
 def _found(kind: Kind) -> dict[str, Path]:
+    if kind == "picture_clip":
+        return find(kind, [], [Path(path) for path in folder_paths.get_folder_paths(CLIP_VISION)])
     register_folders()
     names = [CHECKPOINTS, *([OWN_FOLDERS[kind]] if kind in OWN_FOLDERS else [])]
     checkpoints, *own = ([Path(path) for path in folder_paths.get_folder_paths(name)] for name in names)
@@ -74,6 +76,19 @@ def load_noisy_clip(name: str) -> Any:
     from . import checkpoint
 
     return checkpoint.load_noisy_clip(locate("noisy_clip", name, _found("noisy_clip")))
+
+
+def load_picture_clip(name: str) -> Any:
+    from ....latent_guidance.models.picture_clip import load_picture_clip
+    from .picture_clips import OpenCLIPHandle
+
+    return OpenCLIPHandle(load_picture_clip(locate("picture_clip", name, _found("picture_clip"))))
+
+
+def picture_clip(clip_vision: Any, clip: Any) -> Any:
+    from .picture_clips import CLIPVisionHandle
+
+    return CLIPVisionHandle(clip_vision, clip)
 
 
 def encode_text(clip: Any, text: str) -> Any:
