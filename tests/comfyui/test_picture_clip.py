@@ -44,9 +44,9 @@ def test_a_text_is_followed_and_the_cutouts_follow_from_the_seed(
 
 @pytest.mark.parametrize("name", ["open_clip", "CLIP_VISION"])
 def test_the_gradient_is_the_slope(measured: dict[str, Any], name: str) -> None:
-    """In fp32, by a difference along it; a gradient of something else has another slope."""
+    """In fp32, by a difference along it: 1e-4 was seen."""
     needed(measured, name)
-    assert measured[f"{name}: slope"] < 0.02
+    assert measured[f"{name}: slope"] < 1e-3
 
 
 @pytest.mark.parametrize("name", ["open_clip", "CLIP_VISION"])
