@@ -27,6 +27,7 @@ SOCKETS = {
     "LG_NOISY_CLIP": call("LGLoadNoisyCLIP", noisy_clip="tiny")[0],
     "CONDITIONING": other,
     "MODEL": weak,
+    "LG_LOSS": call("LGLossReference", reference={"samples": torch.linspace(-3, 3, 384).reshape(1, 4, 8, 12)})[0],
 }
 STRONGER = {  # where the defaults do nothing on a network of random weights
     "LGAdaptiveGuidance": {"threshold": 0.5},
