@@ -6,6 +6,7 @@ Pictures are (B, H, W, 3) fp32 in [0, 1], as a node graph has them.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ SHOWN = 20
 
 MAX_PIXELS = 2**27
 """Of a grid."""
+
+LONGEST = 500
+"""Characters of a caption or a label that are looked at; measuring text takes time, and texts come from strangers' files."""
 
 _SUPERSAMPLING = 2
 _PUNCTUATION = "–—‘’“”…"
@@ -58,11 +62,11 @@ def _width(text: str, size: int) -> int:
 
 def _shortened(text: str, size: int, room: int) -> str:
     """``text`` cut off with an ellipsis so that it is at most ``room`` pixels wide."""
-    if _width(text, size) <= room:
+    if len(text) <= LONGEST and _width(text, size) <= room:
         return text
-    while text and _width(text + "…", size) > room:
-        text = text[:-1]
-    return text + "…"
+    return (
+        text[: bisect_right(range(1, min(len(text), LONGEST)), room, key=lambda n: _width(text[:n] + "…", size))] + "…"
+    )
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -208,7 +212,7 @@ def _columns(count: int, width: int, height: int) -> int:
 
 def _wrapped(text: str, size: int, room: int) -> list[str]:
     """``text`` in at most two lines of ``room`` pixels, cut off where it does not fit."""
-    words, lines = text.split(), [""]
+    words, lines = text[:LONGEST].split(), [""]
     while words and len(lines) <= 2:
         longer = f"{lines[-1]} {words[0]}".strip()
         if _width(longer, size) <= room or not lines[-1]:

@@ -193,10 +193,11 @@ class LossRule(Rule):
         seen: dict[str, Tensor] = {"latent": leaf}
 
         def estimate_in(space: str) -> Tensor:
-            if space not in seen and space == "vae":
-                seen[space] = self._unscaled(step, leaf)
-            elif space not in seen:
-                seen[space] = pictures(self.vae, estimate_in("vae"), decode_at=self.decode_at)
+            # not by calling itself: a closure that holds itself would keep the pictures until Python looks for cycles
+            if space != "latent" and "vae" not in seen:
+                seen["vae"] = self._unscaled(step, leaf)
+            if space == "picture" and space not in seen:
+                seen[space] = pictures(self.vae, seen["vae"], decode_at=self.decode_at)
             return seen[space]
 
         with named_errors(self.loss):

@@ -27,11 +27,22 @@ SOCKETS = {
     "LG_NOISY_CLIP": call("LGLoadNoisyCLIP", noisy_clip="tiny")[0],
     "CONDITIONING": other,
     "MODEL": weak,
+    "LG_LOSS": call("LGLossReference", reference={"samples": torch.linspace(-3, 3, 384).reshape(1, 4, 8, 12)})[0],
 }
+
+
+class Small:
+    """Somebody's own log-probability: of latents near zero."""
+
+    def log_prob(self, x, sigma):
+        return -x.square().flatten(1).sum(1) / (1 + sigma**2)
+
+
 STRONGER = {  # where the defaults do nothing on a network of random weights
     "LGAdaptiveGuidance": {"threshold": 0.5},
     "LGClassifierGuidance": {"guidance_scale": 60.0},
     "LGNoisyCLIPGuidance": {"guidance_scale": 60.0},
+    "LGLogProbGuidance": {"loss": Small()},
     "LGDynamicThresholding": {"percentile": 0.9},
 }
 latent = torch.zeros(1, 4, 8, 12)

@@ -91,3 +91,22 @@ def test_a_grid_too_large_is_refused_before_it_is_drawn() -> None:
     wide, high = torch.zeros(1, 1, 1, 3).expand(1, 1, 20_000, 3), torch.zeros(1, 1, 1, 3).expand(1, 20_000, 1, 3)
     with pytest.raises(UserError, match=r"a grid of 20016x40024 pixels, for 2 pictures of up to 20000x20000"):
         picture_grid([wide, high], columns=1)
+
+
+def test_very_long_text_is_cut_off_without_a_wait() -> None:
+    from latent_guidance.evaluation import pictures
+
+    measured = []
+    width = pictures._width
+
+    def counting(text: str, size: int) -> int:
+        measured.append(len(text))
+        return width(text, size)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_width", counting)
+        shortened = pictures._shortened("m" * 100_000, 12, 100)
+        lines = pictures._wrapped("m " * 50_000, 12, 100)
+    assert shortened.endswith("m…") and width(shortened, 12) <= 100 < width("m" + shortened, 12)
+    assert len(lines) == 2 and all(width(line, 12) <= 100 for line in lines)
+    assert len(measured) < 200 and max(measured) <= 1000

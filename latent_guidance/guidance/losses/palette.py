@@ -62,7 +62,8 @@ def _colour_error(found: str) -> UserError:
 def palette_loss(pixels: Tensor, colours: Tensor, softness: float, balance: float) -> Tensor:
     """The loss (B,) of pictures (B, 3, H, W) for colours (K, 3), both in [-1, 1]."""
     flat = pixels.flatten(2).mT  # (B, N, 3)
-    distance = (flat[:, :, None] - colours).square().sum(dim=3)  # (B, N, K)
+    squares = flat.square().sum(dim=2, keepdim=True) + colours.square().sum(dim=1)
+    distance = (squares - 2 * flat @ colours.T).clamp_min(0)  # (B, N, K), without a (B, N, K, 3) on the way
     count = len(colours)
     if softness == 0:
         nearest, share = distance.amin(dim=2), None

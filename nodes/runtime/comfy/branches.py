@@ -179,8 +179,8 @@ def check_model(
         )
 
 
-def check_hooks(*conditionings: Any) -> None:
-    """Refuse conditionings that change a model's weights, for a rule's own model, which has others.
+def check_hooks(*conditionings: Any, why: str) -> None:
+    """Refuse conditionings that change a model's weights, beside what cannot bear it: ``why``.
 
     Raises:
         UserError: saying so.
@@ -188,7 +188,7 @@ def check_hooks(*conditionings: Any) -> None:
     for entry in [entry for conditioning in conditionings for entry in conditioning or ()]:
         if entry[1].get("hooks") is not None:
             raise UserError(
-                "a conditioning with hooks, which change a model's weights, and a rule with a model of its own",
+                f"a conditioning with hooks, which change a model's weights, and {why}",
                 expected="conditionings without hooks",
                 mend="take the hook nodes out, or put the LoRA on the model",
             )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
+
+MOST = 20_000
+"""Characters shown at most."""
 
 
 def show_text(text: str) -> None:
@@ -16,4 +20,4 @@ def show_text(text: str) -> None:
     program, context = sys.modules.get("server"), get_executing_context()  # not there when nodes run without a server
     server = None if program is None else getattr(program.PromptServer, "instance", None)
     if server is not None and context is not None:
-        server.send_progress_text(text.replace("<", "‹").replace("[[", "[ ["), context.node_id)
+        server.send_progress_text(re.sub(r"\[(?=\[)", "[ ", text[:MOST].replace("<", "‹")), context.node_id)

@@ -308,17 +308,21 @@ def make_guider(
     own, others = own_conditions(run), other_models(run)
     for other in others:
         check_model(other.patcher, model, process_of, MARKS)
-        check_hooks(positive, negative, *own.values())
+        check_hooks(positive, negative, *own.values(), why="a rule with a model of its own")
+    if any(rule.may_differentiate() for rule in rules):  # hooks change weights in place between two conds of one call
+        check_hooks(positive, negative, *own.values(), why="a rule that differentiates through the model")
     passes = weakened_passes(run)
     weakened.check(passes.values(), model.get_model_object("diffusion_model"), positive)
     guided = _with_networks(model, rules, others)
+    made: list[Guider] = []
+    record = (lambda: Record(entries=made[0].entries())) if report else None
+    bound_run = _one_run(guided, rules, record)  # before the guider is made, which may sample with a clone of `guided`
     guider = Guider(guided)
+    made.append(guider)
+    guider.bound_run = bound_run  # type: ignore[method-assign]
     guider.others, guider.rules, guider.weakened = others, tuple(rules), passes
     guider.inner_set_conds({"positive": positive, **own} | ({} if negative is None else {"negative": negative}))
     guider.set_cfg(run.base_scale)
-    entries = guider.entries()
-    record = (lambda: Record(entries=entries)) if report else None
-    guider.bound_run = _one_run(guided, rules, record)  # type: ignore[method-assign]
     return guider
 
 
