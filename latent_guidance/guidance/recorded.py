@@ -55,5 +55,14 @@ def _pulled(gradient: Tensor, guided: Tensor, leaf: Tensor) -> Tensor:
         peak = gradient.flatten(1).abs().amax(dim=1)
         usable = (peak > 0) & torch.isfinite(peak)
         peak = torch.where(usable, peak, torch.ones_like(peak))
-        (pulled,) = torch.autograd.grad(guided, leaf, gradient / expand(peak, gradient), retain_graph=True)
+        try:
+            (pulled,) = torch.autograd.grad(guided, leaf, gradient / expand(peak, gradient), retain_graph=True)
+        except RuntimeError as error:
+            if "inplace operation" not in str(error):
+                raise
+            raise UserError(
+                "a model whose activations another node changes in place, as FreeU does",
+                expected="a model that autograd can pass through, for guidance through the denoiser",
+                mend="take that node out, or use a rule at the estimate itself, such as MPGD",
+            ) from error
         return pulled.detach() * expand(peak, pulled).to(pulled)

@@ -138,7 +138,7 @@ result["alone"] = {
 
 # --- with core's own nodes --------------------------------------------------------------------------------------------
 
-result["core"], result["core beside"], nodes = {}, {}, {}
+result["core"], result["core beside"], result["core refused"], nodes = {}, {}, {}, {}
 for name, make in CORE.items():
     try:
         nodes[name] = make()
@@ -150,7 +150,12 @@ for name, make in CORE.items():
         del nodes[name]
 
 for (node, guided), (name, rule) in itertools.product(nodes.items(), rules.items()):
-    out = ours(chain(rule), guided)
+    found = []
+    error = refused(lambda rule=rule, guided=guided, found=found: found.append(ours(chain(rule), guided)))
+    if error:
+        result["core refused"][f"{node} + {name}"] = error
+        continue
+    (out,) = found
     result["core beside"][f"{node} + {name}"] = {
         "finite": bool(torch.isfinite(out).all()),
         "from unguided": far(plain, out),

@@ -43,7 +43,10 @@ def test_every_rule_acts_and_stays_finite(measured: dict[str, Any]) -> None:
 def test_every_rule_runs_beside_each_of_cores_nodes(measured: dict[str, Any]) -> None:
     ran = {name for name, refused in measured["core"].items() if not refused}
     assert ran >= BY_BRANCHES | {"RescaleCFG", "FreeU_V2"}, measured["core"]
-    assert len(measured["core beside"]) == len(ran) * len(RULES)
+    in_place = measured["core refused"]  # FreeU writes into activations that autograd has kept
+    assert set(in_place) == {f"FreeU_V2 + {rule.node.id}" for rule in RULES if getattr(rule, "through_denoiser", False)}
+    assert all(error.startswith("UserError") and "in place" in error for error in in_place.values()), in_place
+    assert len(measured["core beside"]) + len(in_place) == len(ran) * len(RULES)
     assert wrong(measured["core beside"], "from unguided") == {}
 
 
