@@ -139,10 +139,12 @@ class Process(ABC):
         return _divide_or_zero(expand(sigma, score) ** 2 * score, expand(self.alpha(sigma), score))
 
     def step_to_denoised_shift(self, step: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        """What moves the denoised estimate so far that an Euler (DDIM) step to ``sigma_next`` ends ``step`` further on.
+        """What moves the denoised estimate so far that an Euler or DDIM (eta = 0) step to ``sigma_next`` ends ``step`` further on.
 
         In both processes that step is x_next = r x + (1 - r) denoised with r = sigma_next / sigma, so this is step / (1 - r). Rules
-        whose papers add something to x_{t-1} go through here; under a sampler that takes other steps they add about as much.
+        whose papers add something to x_{t-1} go through here. A DDPM or ancestral step (eta = 1) ends 1 + s' / s times as far, with
+        s = sigma / alpha before and s' after it (almost twice in a run of many steps), and a CFG++ step, in which eps does not follow
+        the estimate, alpha_next / (1 - r) times as far.
 
         Args:
             step: (B, ...), what is to be added to the next x.

@@ -69,9 +69,8 @@ def node_from_rule(rule_class: type[Rule]) -> type:
     described = {name: input_of(knob, default(rule_class, name)) for name, knob in knobs(rule_class).items()}
     optional = {name for name, knob in knobs(rule_class).items() if isinstance(knob, Socket) and knob.optional}
     step = rule_class.stage.value == "step"
-    on_model = rule_class.branches is Rule.branches or issubclass(
-        rule_class, WeakenedPass
-    )  # others act in a guider only
+    asks_little = rule_class.branches is Rule.branches or issubclass(rule_class, WeakenedPass)
+    on_model = asks_little and not rule_class.guider_only
 
     class RuleNode:
         DISPLAY_NAME = text.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -170,3 +171,37 @@ def test_process_from_alpha() -> None:
     assert process_from_alpha(0.5) is RECTIFIED_FLOW
     with pytest.raises(UserError, match=r"0\.7.*rectified flow"):
         process_from_alpha(0.7)
+
+
+@both
+def test_how_far_other_samplers_carry_what_makes_an_euler_step_end_further_on(process: Process) -> None:
+    from latent_guidance.samplers import sample_ddim, sample_ddim_cfg_pp, sample_euler
+
+    sigmas = torch.tensor([0.8, 0.7], dtype=torch.float64)
+    x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    shift = process.step_to_denoised_shift(torch.ones_like(x), sigmas[:1], sigmas[1:])
+
+    class Shifted:
+        def __init__(self, by: float) -> None:
+            self.by, self.process = by, process
+
+        def __call__(self, x: torch.Tensor, sigma: torch.Tensor, cond: object = None) -> torch.Tensor:
+            return self.by * shift
+
+        def with_uncond(
+            self, x: torch.Tensor, sigma: torch.Tensor, cond: object = None
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.by * shift, torch.zeros_like(x)
+
+    def carried(sample: Any, **settings: Any) -> float:
+        quiet = {} if sample is sample_euler else {"noise_sampler": lambda *_: torch.zeros_like(x)}
+        ends = [sample(Shifted(by), x, sigmas, **quiet, **settings) for by in (1.0, 0.0)]
+        return float((ends[0] - ends[1]).mean())
+
+    s, after = (float(sigma / process.alpha(sigma)) for sigma in sigmas)
+    assert carried(sample_euler) == pytest.approx(1, abs=1e-12)
+    assert carried(sample_ddim, eta=0.0) == pytest.approx(1, abs=1e-12)
+    assert carried(sample_ddim, eta=1.0) == pytest.approx(1 + after / s, abs=1e-12)
+    assert carried(sample_ddim_cfg_pp, eta=0.0) == pytest.approx(
+        float(process.alpha(sigmas[1])) / (1 - 0.7 / 0.8), abs=1e-12
+    )

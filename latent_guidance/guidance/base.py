@@ -199,6 +199,8 @@ class Rule:
     """Of a SCALE rule: where it guides less, it moves w towards 1, the plain conditional model."""
     may_spare: ClassVar[bool] = False
     """It may find, by what it saw in a run, that a later step needs no second branch; so what a run costs is known as a bound only."""
+    guider_only: ClassVar[bool] = False
+    """It never acts on a model under another guider, whatever its settings."""
     uses_uncond: ClassVar[bool] = True
     """Of a COMBINE rule: it goes from the unconditional estimate. One that does not never has it evaluated."""
 

@@ -4,10 +4,9 @@ r"""FreeDoM: an energy's gradient with respect to x, through the denoiser, with 
     rho_t = rho sqrt(alpha_bar_t),  or  rho ||w (eps_c - eps_u)|| / ||grad E|| * 0.2    (code of the authors)
 
 Reference: arXiv 2303.09833, Algorithm 1 and eq. 14; rho_t is left open there ("learning rate"), the two forms are those of the
-authors' code for
-pixel models (with sqrt(alpha_bar)) and for Stable Diffusion (by the size of the CFG correction). Its time travel is a sampler's
-option (recurrence), not part of the rule.
-Space: x in VP coordinates. What is added to D makes an Euler or DDIM step end rho_t grad E lower, exactly: divided by 1 -
+authors' code for pixel models (with sqrt(alpha_bar)) and for Stable Diffusion (by the size of the CFG correction); E there is the norm of
+a residual, not its square. Its time travel is a sampler's option (recurrence), not part of the rule.
+Space: x in VP coordinates. What is added to D makes an Euler or DDIM (eta = 0) step end rho_t grad E lower, exactly: divided by 1 -
 sigma_next / sigma.
 Deviation: norms are per sample (the authors' code takes them over the batch), and without a negative estimate the correction form
 adds nothing.
@@ -35,6 +34,7 @@ CORRECTION_SHARE = 0.2
 @dataclass(frozen=True, kw_only=True)
 class FreeDoM(LossRule):
     through_denoiser: ClassVar[bool] = True
+    guider_only: ClassVar[bool] = True
     node: ClassVar[NodeText] = NodeText(
         id="LGFreeDoM",
         name="FreeDoM (Energy Guidance)",
@@ -53,7 +53,7 @@ class FreeDoM(LossRule):
             max=1000.0,
             step=0.01,
             neutral=0.0,
-            paper_range="0.2 to 1",
+            paper_range="0.2 to 1 (relative, correction)",
             label_zh="引导强度",
             help="Strength rho of the pull; 0 is off, below 0 pushes away. Its unit is that of scaling.",
             help_zh="拉力强度 rho；0 关闭，负值则推离。单位取决于强度换算。",

@@ -30,6 +30,7 @@ from .smoothing import draws_like, smoothed_gradient
 @dataclass(frozen=True, kw_only=True)
 class LossGuidedDiffusion(LossRule):
     through_denoiser: ClassVar[bool] = True
+    guider_only: ClassVar[bool] = True
     node: ClassVar[NodeText] = NodeText(
         id="LGLossGuidedDiffusion",
         name="LGD-MC (Smoothed Loss)",

@@ -8,7 +8,7 @@ It needs a U-Net with transformer blocks (Stable Diffusion 1 and 2, SDXL, the em
 attention cannot be reached are refused before the first step.
 
 Reference: arXiv 2403.17377 (the identity in the place of the attention map), in the form of the authors' pipeline
-(sunovivid/Perturbed-Attention-Guidance); s = 3 on the middle block is what diffusers and ComfyUI take for Stable Diffusion.
+(hyoungwoncho/sd_perturbed_attention_guidance); s = 3 on the middle block is what diffusers and ComfyUI take for Stable Diffusion.
 Space: any affine one (D, eps and v give the same result); computed in D.
 Deviations: none. With classifier-free guidance the two add up, as in the authors' pipeline; without it s counts from the same zero,
 where diffusers' PerturbedAttentionGuidance counts from one.

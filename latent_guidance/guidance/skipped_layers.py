@@ -13,8 +13,7 @@ Reference: Stability-AI/sd3.5, sd3_impls.py, SkipLayerCFGDenoiser (s = 2.5, laye
 steps); arXiv 2411.18664 (residual skip Res'(z) = z, attention skip SA'(Q, K, V) = V).
 Space: any affine one (D, eps and v give the same result); computed in D.
 Deviations: where in the run it acts is said by noise levels, not by a share of the steps. STG's rescaling is a rule of its own here
-(Rescale Guidance, after this one). The very first version of Stability AI's code had the guided D in the place of D_cond; later ones are
-as above.
+(Rescale Guidance, after this one).
 """
 
 from __future__ import annotations

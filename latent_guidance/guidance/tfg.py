@@ -6,16 +6,14 @@ r"""TFG: the unified form of training-free guidance, of which MPGD, FreeDoM, LGD
     log f~(x0) = log 1/n sum_i exp(-l(x0 + gamma sqrt(1 - alpha_bar_t) z_i))            (implicit dynamics)
 
 with alpha_t = alpha_bar_t / alpha_bar_{t-1}, and rho_t, mu_t constant over a run, or in proportion to alpha_t (*increase*) or 1 -
-alpha_t (*decrease*), with the
-knob as their mean.
+alpha_t (*decrease*), with the knob as their mean.
 
 Reference: arXiv 2409.15761, Algorithm 1, eq. 5-7 and sec. 4.1 (schedules); its N_recur is a sampler's option (recurrence).
-Space: x in VP coordinates and x0. What is added to D makes an Euler or DDIM step end where the algorithm does, exactly: what the
-next x gains, divided
-by 1 - sigma_next / sigma. Settings: mean_scale 0 and gamma 0 is FreeDoM's form, guidance_scale 0 and one iteration is MPGD (raw).
-With scaling *relative* the variance part is guidance_scale times as long as x - D, and each iteration mean_scale times. Deviation:
-the draws z_i are shared
-by a batch; gradients are clipped by the knob clip, off by default (the authors' code always clips).
+Space: x in VP coordinates and x0. What is added to D makes an Euler or DDIM (eta = 0) step end where the algorithm does, exactly: what
+the next x gains, divided by 1 - sigma_next / sigma. Settings: mean_scale 0 and gamma 0 is FreeDoM's form, guidance_scale 0 and one
+iteration is MPGD (raw). With scaling *relative* the variance part is guidance_scale times as long as x - D, and each iteration
+mean_scale times. Deviation: the draws z_i are shared by a batch; gradients are clipped by the knob clip, off by default (the authors'
+code clips for molecules alone).
 """
 
 from __future__ import annotations
@@ -74,7 +72,7 @@ class TrainingFreeGuidance(LossRule):
             max=1000.0,
             step=0.01,
             neutral=0.0,
-            paper_range="0.25 to 16 (raw)",
+            paper_range="0.25 to 8 (raw)",
             label_zh="方差引导 rho",
             help="Strength rho of the pull through the diffusion model; 0 leaves it out. Its unit is that of scaling.",
             help_zh="穿过扩散模型的拉力强度 rho；0 表示不使用。单位取决于强度换算。",
@@ -96,7 +94,7 @@ class TrainingFreeGuidance(LossRule):
             max=1000.0,
             step=0.01,
             neutral=0.0,
-            paper_range="0.25 to 16 (raw)",
+            paper_range="0.25 to 8 (raw)",
             label_zh="均值引导 mu",
             help="Strength mu of each iteration at the estimate; 0 leaves them out. Its unit is that of scaling.",
             help_zh="在估计处每次迭代的强度 mu；0 表示不使用。单位取决于强度换算。",

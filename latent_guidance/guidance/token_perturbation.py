@@ -12,7 +12,8 @@ Reference: arXiv 2506.10036 (token shuffling), as in the authors' code (TaatiTea
 s = 3 in the layers of the way down (d6 to d23 of SDXL's d0 to d23).
 Space: any affine one (D, eps and v give the same result); computed in D.
 Deviations: the permutations are drawn from a seed, the layer and the number of the step, not from torch's global generator, so that two
-runs are the same, on every device, and a picture does not depend on what else is in its batch.
+runs are the same, on every device, and a picture does not depend on what else is in its batch. By default all layers of the way down are
+shuffled, on SDXL d0 to d23.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ Reference: arXiv 2302.07121, Algorithm 1 with eq. 6 (forward), eq. 7 and 9 (back
 delta, which is D += delta). Its
 per-step self-recurrence is a sampler's option.
 Space: forward in eps (VP coordinates), the score form; backward in the denoised estimate, with eps following. Both start from the unguided
-estimate, as in the algorithm; plain gradient descent, as in the paper's text (the authors' code takes Adam).
+estimate, as in the algorithm; plain gradient descent, as in the paper's text (the authors' code takes Adam, and starts the descent from the
+estimate after the forward part).
 
 With scaling *relative* the forward part is guidance_scale times as long as x - D, and every step of descent step_size times.
 """

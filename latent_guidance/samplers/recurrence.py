@@ -1,7 +1,7 @@
 """Recurrence, also called time travel: a step is taken, its result is noised back to where it began, and it is taken again.
 
 Each repeat gives guidance another chance at the same noise level, for as many network passes as the step costs. With an exact
-denoiser nothing changes: a step carries the marginal of one level to that of the next, and fresh noise carries it back.
+denoiser and small steps nothing changes: a step carries the marginal of one level to that of the next, and fresh noise carries it back.
 
 Reference:
     Lugmayr et al., arXiv:2201.09865, section 4.2 (resampling); Bansal et al., arXiv:2302.07121, algorithm 1 (self-recurrence, k
