@@ -100,8 +100,8 @@ class AngleDomainGuidance(Rule):
             neutral=0.0,
             paper_range="60",
             label_zh="最大转角",
-            help="Largest turn, in degrees; 0 turns by nothing, whatever the scale.",
-            help_zh="最大转角（度）；0 表示无论强度多大都不转。",
+            help="Largest turn, in degrees; 0 turns by nothing, and far above 60 pictures fall apart at strong scales.",
+            help_zh="最大转角（度）；0 表示不转；远大于 60 时，强引导会使画面崩坏。",
         ),
     ] = 60.0
 
