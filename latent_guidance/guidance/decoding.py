@@ -36,6 +36,16 @@ def resized_latents(latents: Tensor, factor: float) -> Tensor:
     return nn.functional.interpolate(latents, size=size, mode="bilinear", antialias=True)
 
 
+def check_pictures(shape: tuple[int, ...]) -> None:
+    """Raise UserError unless latents of ``shape`` are those of pictures, (B, C, h, w)."""
+    if len(shape) != 4:
+        raise UserError(
+            f"latents of shape {shape} for a loss on pictures",
+            expected="latents of pictures, (batch, channels, height, width)",
+            mend="use a loss in the space of latents, or a model of pictures",
+        )
+
+
 def pictures(decoder: Any, latents: Tensor, *, decode_at: float = 1.0) -> Tensor:
     """What ``decoder`` makes of unscaled latents (B, C, h, w): (B, 3, H, W), about [-1, 1] and not clamped, so that no gradient is cut.
 
@@ -47,12 +57,7 @@ def pictures(decoder: Any, latents: Tensor, *, decode_at: float = 1.0) -> Tensor
     Raises:
         UserError: latents that are not those of pictures.
     """
-    if latents.ndim != 4:
-        raise UserError(
-            f"latents of shape {tuple(latents.shape)} for a loss on pictures",
-            expected="latents of pictures, (batch, channels, height, width)",
-            mend="use a loss in the space of latents, or a model of pictures",
-        )
+    check_pictures(tuple(latents.shape))
     small = resized_latents(latents, decode_at)
     if len(small) == 1 or not torch.is_grad_enabled():
         return torch.cat([decoder.decode(one, clamp=False).to(latents.dtype) for one in small.split(1)])

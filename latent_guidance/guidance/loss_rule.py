@@ -19,13 +19,13 @@ from torch import Tensor
 from ..errors import UserError
 from ..process import Process, expand
 from .base import NodeText, Rule, Stage, Step
-from .decoding import pictures
+from .decoding import check_pictures, pictures
 from .gates import EveryK, GradientClip, SigmaHi, SigmaLo
-from .gradient import clip_norm, finite_or_unguided, normal_parameters_, relative_scale
+from .gradient import clip_norm, finite_or_unguided, named_autograd, normal_parameters_, relative_scale
 from .knobs import UNLIMITED, Number, Socket
 from .latents import Latents
 from .limited_interval import check_window, inside_window
-from .losses.base import loss_values, name_of, named_errors, networks_of, parts_of
+from .losses.base import check_shape, loss_values, name_of, networks_of, parts_of
 
 LossSocket = Annotated[
     Any,
@@ -61,6 +61,8 @@ DecodeAt = Annotated[
         help_zh="用于观察图像的损失：解码前把潜变量缩小到此比例。VAE 的时间和显存按平方下降，细节随之丢失。",
     ),
 ]
+
+_MEND = "use operations that can be differentiated in the loss, and a VAE and networks that are not compiled or quantised for inference"
 
 
 def x0_only(process: Process, change: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
@@ -134,6 +136,12 @@ class LossRule(Rule):
             if check is not None:
                 check(latents)
 
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        for _, part in () if self.off else parts_of(self.loss):
+            if part.space == "picture":
+                check_pictures(shape)
+            check_shape(part, shape)
+
     def closed(self, process: Process, sigmas: Tensor) -> str:
         opens = self.off or bool(inside_window(sigmas[:: self.every_k], self.sigma_lo, self.sigma_hi).any())
         every = f", every {self.every_k} steps" if self.every_k > 1 else ""
@@ -178,7 +186,9 @@ class LossRule(Rule):
         with torch.inference_mode(False), torch.enable_grad():
             leaf = at.detach().clone().requires_grad_()
             values = self._values(step, leaf)
-            (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+            whose = f"the gradient of the loss {name_of(self.loss)} in {self.node.name}"
+            with named_autograd(whose, mend=_MEND, backward=True):
+                (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
         if gradient is None:
             raise UserError(
                 f"the loss {name_of(self.loss)}, whose answer does not depend on the estimate",
@@ -197,11 +207,11 @@ class LossRule(Rule):
             if space != "latent" and "vae" not in seen:
                 seen["vae"] = self._unscaled(step, leaf)
             if space == "picture" and space not in seen:
-                seen[space] = pictures(self.vae, seen["vae"], decode_at=self.decode_at)
+                with named_autograd(f"the VAE at {self.node.name}", mend=_MEND):
+                    seen[space] = pictures(self.vae, seen["vae"], decode_at=self.decode_at)
             return seen[space]
 
-        with named_errors(self.loss):
-            return loss_values(self.loss, estimate_in, step.index)
+        return loss_values(self.loss, estimate_in, step.index)
 
     def _unscaled(self, step: Step, latents: Tensor) -> Tensor:
         if step.unscaled is not None:

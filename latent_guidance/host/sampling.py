@@ -80,6 +80,8 @@ def sample(
     if len(sigmas) == 0:
         return start, start
     refuse_double_guidance(guider, sampler)
+    for rule in sampler.step_rules:
+        rule.check_shape(tuple(start.shape))
     factor = model.latent_space.scaling_factor
     clean = (start * factor).to(model.device)
     drawn = torch.zeros_like(start) if noise is None else noise.generate({"samples": start})

@@ -140,6 +140,7 @@ def _through_windows(
 ) -> Tensor:
     """One entry per window; a mask of ones beside an area keeps ComfyUI from fading its borders."""
     check_windows(cond)
+    windows.check_shape(tuple(x.shape))
     whole = torch.ones(1, *x.shape[2:], device=x.device, dtype=x.dtype)
     entries = []
     for top, left, height, width in windows.boxes(*x.shape[-2:]):
