@@ -59,8 +59,13 @@ def normal(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: normal(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(normal(entry) for entry in value)
+        return same_kind(value, [normal(entry) for entry in value])
     return value
+
+
+def same_kind(like: Any, entries: list[Any]) -> Any:
+    """``entries`` as a list, tuple or named tuple: whichever ``like`` is."""
+    return type(like)(*entries) if hasattr(like, "_fields") else type(like)(entries)
 
 
 SIGNS = ("nference tensor", "inplace operation", "not require grad", "grad_fn", "derivative for", "a second time")

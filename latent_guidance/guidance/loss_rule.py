@@ -110,6 +110,11 @@ class LossRule(Rule):
             )
 
     @property
+    def decodes(self) -> bool:
+        """Whether the rule decodes pictures, for a loss that looks at them."""
+        return not self.off and any(part.space == "picture" for _, part in parts_of(self.loss))
+
+    @property
     def off(self) -> bool:
         """Whether nothing is added at any step."""
         return self.guidance_scale == 0

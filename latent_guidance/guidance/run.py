@@ -121,6 +121,17 @@ def _no_gradient(rules: Sequence[Rule]) -> UserError:
     )
 
 
+def no_negative(
+    what: str, *, mend: str = "connect one to the guider's negative input, for instance Null Conditioning"
+) -> UserError:
+    """The error that there is no negative conditioning, which ``what`` needs; for the hosts."""
+    return UserError(
+        f"{what}, and no negative conditioning",
+        expected="a negative conditioning (the encoding of an empty prompt)",
+        mend=mend,
+    )
+
+
 def check_by_uncond(rules: Sequence[Rule]) -> None:
     """Refuse rules that have no meaning under a sampler which goes by the unconditional estimate (CFG++).
 
