@@ -18,6 +18,7 @@ model, clip, vae = call("LGLoadCheckpoint", checkpoint="tiny")
 (positive,) = call("LGTextEncode", clip=clip, text="a red apple")
 (negative,) = call("LGNullConditioning", clip=clip)
 stage = Stage(model, positive, negative, torch.zeros(2, 4, 8, 8))
+large = Stage(model, positive, negative, torch.zeros(1, 4, 16, 24), steps=1)
 format = model.get_model_object("latent_format")
 classifier = classifier_for(latents("checkpoint", 4, float(format.scale_factor)))
 
@@ -68,6 +69,7 @@ def mpgd(space, **more):
 unit = float(model.model.memory_required([1, 4, 8, 8]))
 result["unit"], result["graph"], result["decoded"] = unit, memory.GRAPH, memory.DECODED
 result["a picture"] = float(vae.memory_used_decode((1, 4, 8, 8), vae.vae_dtype))
+result["a tile"] = float(vae.memory_used_decode((1, 4, 16, 16), vae.vae_dtype))
 result["half a picture"] = float(vae.memory_used_decode((1, 4, 4, 4), vae.vae_dtype))
 through = call("LGDPS", loss=Sum(), rules=cfg(2.0))[0]
 result["reserved"] = {
@@ -75,6 +77,7 @@ result["reserved"] = {
     "a leaf, latents": loaded(lambda: stage.ours(mpgd("latent")))[0],
     "a leaf, pictures": loaded(lambda: stage.ours(mpgd("picture")))[0],
     "a leaf, half pictures": loaded(lambda: stage.ours(mpgd("picture", decode_at=0.5)))[0],
+    "a leaf, in tiles": loaded(lambda: large.ours(mpgd("picture", decode_tile=16)))[0],
     "on a model, pictures": loaded(
         lambda: stage.core(
             call("LGApplyGuidance", model=model, rules=call("LGMPGD", loss=Sum("picture"), vae=vae)[0])[0], 2.0
@@ -200,7 +203,6 @@ weak = {
     "identity": call("LGPerturbedAttention", layers="all", scale=1.0)[0],
     "blur": call("LGSmoothedEnergy", layers="all", blur_sigma=1.0, scale=1.0)[0],
 }
-large = Stage(model, positive, negative, torch.zeros(1, 4, 16, 16))
 for node, changed in others.items():
     for name, rules in weak.items():
         result[f"{node}, {name}"] = refused(lambda rules=rules, changed=changed: large.ours(rules, model=changed))

@@ -45,12 +45,10 @@ def graph_shape(model: Any, shape: Sequence[int], conds: Mapping[str, Any], rule
 
 
 def _decoding(rule: Any, shape: tuple[int, ...]) -> float:
-    """Bytes for the decoding of one picture with its graph, by a rule that decodes the latents it guides; 0 for others."""
-    if not isinstance(rule, LossRule) or not rule.decodes or len(shape) != 4:
-        return 0.0
-    sides = (max(1, round(side * rule.decode_at)) for side in shape[-2:])
-    used = getattr(rule.vae, "memory_used", None)
-    return 0.0 if used is None else DECODED * float(used((1, shape[1], *sides)))
+    """Bytes for what a rule decodes at once with a graph, of latents of ``shape`` (B, C, h, w); 0 for rules that do not."""
+    at_once = rule.decoded_at_once(shape) if isinstance(rule, LossRule) else None
+    used = None if at_once is None else getattr(rule.vae, "memory_used", None)
+    return 0.0 if used is None else DECODED * float(used(at_once))
 
 
 def reserve(model: Any, rules: Sequence[Any], key: str) -> None:
@@ -59,7 +57,7 @@ def reserve(model: Any, rules: Sequence[Any], key: str) -> None:
     A MODEL through which a gradient goes is loaded whole, where ComfyUI lets a wrapper say so: autograd keeps all its weights anyway.
     """
     through = any(rule.may_differentiate() for rule in rules)
-    if not through and not any(isinstance(rule, LossRule) and rule.decodes for rule in rules):
+    if not through and all(not isinstance(rule, LossRule) or rule.vae is None for rule in rules):
         return
 
     def prepare(executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
