@@ -205,6 +205,9 @@ class StepRule:
     def networks(self) -> tuple[object, ...]:
         return (self.network,)
 
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        assert len(shape) == 4
+
 
 def test_one_classifier_cannot_guide_twice() -> None:
     network = object()

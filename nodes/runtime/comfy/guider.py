@@ -201,10 +201,8 @@ def make_guider(
         )
         check_hooks(positive, negative, *own.values(), why="a rule with a model of its own")
     if any(rule.may_differentiate() for rule in rules):
-        why = "a rule that differentiates through the model"
-        check_hooks(
-            positive, negative, *own.values(), why=why
-        )  # they change weights in place between two conds of one call
+        why = "a rule that differentiates through the model"  # hooks change weights between two conds of one call
+        check_hooks(positive, negative, *own.values(), why=why)
         check_differentiable(model, positive, negative, *own.values(), why=why)
         model = plain_patcher(model, f"{why} and a MODEL")
         for other in others:
