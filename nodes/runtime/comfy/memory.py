@@ -18,7 +18,7 @@ from ....latent_guidance.guidance.loss_rule import LossRule
 GRAPH = 21
 """What a pass of the network needs with its graph, in ComfyUI's estimate for one without: at most.
 
-Counted on ComfyUI 0.33.0 with benchmarks/comfyui_graphs.py, as the bytes that autograd keeps over the estimate with fused attention, in fp16:
+Counted on ComfyUI 0.33.0 by benchmarks/comfyui_graphs.py, as the bytes that autograd keeps over the estimate with fused attention, fp16:
 9.0 for Stable Diffusion 1.5 at 512 pixels; at 1024, 5.6 for SD3 medium, 19.4 for SDXL, 20.2 for Flux. And 1 for the pass itself.
 """
 DECODED = 3
