@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from ..latent_guidance.errors import UserError
 from ..latent_guidance.guidance.base import Rule
 from ..latent_guidance.guidance.knobs import Choice, Knob, Number, Socket, Switch, Text, Whole, default, knobs
+from ..latent_guidance.guidance.recommended import recommended
 from ..latent_guidance.guidance.weakened import WeakenedPass
 from .runtime import current
 
@@ -22,7 +23,7 @@ GUIDER_OUTPUT_HELP = "The chain with this rule at its end: connect it to the nex
 STEP_OUTPUT_HELP = "The chain with this rule at its end: connect it to the next such rule or to DDPM Sampler."
 
 
-def _tooltip(knob: Knob) -> str:
+def _tooltip(knob: Knob, recommended: Any = None) -> str:
     parts = [knob.help]
     if knob.neutral_text:
         parts.append(f"Neutral: {knob.neutral_text}.")
@@ -30,22 +31,30 @@ def _tooltip(knob: Knob) -> str:
         parts.append(f"Range: {knob.min:g} to {knob.max:g}.")
     if getattr(knob, "paper_range", ""):
         parts.append(f"Usual: {knob.paper_range}.")  # type: ignore[attr-defined]
+    if recommended is not None:
+        parts.append(f"Recommended on the emoji model: {_shown(recommended)}.")
     return " ".join(parts)
 
 
-def tooltip_zh(knob: Knob) -> str:
-    """What an input's tooltip says in Chinese."""
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def tooltip_zh(knob: Knob, recommended: Any = None) -> str:
+    """What an input's tooltip says in Chinese, with the value that was measured to be recommended if there is one."""
     parts = [knob.help_zh]
     if knob.neutral_text:
         parts.append(f"中性值：{knob.neutral_text}。")
     if isinstance(knob, Number | Whole):
         parts.append(f"范围：{knob.min:g} 到 {knob.max:g}。")
+    if recommended is not None:
+        parts.append(f"emoji 模型上的推荐值：{_shown(recommended)}。")
     return "".join(parts)
 
 
-def input_of(knob: Knob, value: Any) -> tuple[Any, dict[str, Any]]:
-    """ComfyUI's description of the input for a knob with default ``value``."""
-    options: dict[str, Any] = {"tooltip": _tooltip(knob)}
+def input_of(knob: Knob, value: Any, recommended: Any = None) -> tuple[Any, dict[str, Any]]:
+    """ComfyUI's description of the input for a knob with default ``value``; ``recommended`` is for the tooltip."""
+    options: dict[str, Any] = {"tooltip": _tooltip(knob, recommended)}
     match knob:
         case Number():
             bounds = {"min": knob.min, "max": knob.max, "step": knob.step, "round": knob.step / 100}
@@ -65,9 +74,9 @@ def input_of(knob: Knob, value: Any) -> tuple[Any, dict[str, Any]]:
 
 def node_from_rule(rule_class: type[Rule]) -> type:
     """The node class of a rule; its id is ``rule_class.node.id``."""
-    text = rule_class.node
-    described = {name: input_of(knob, default(rule_class, name)) for name, knob in knobs(rule_class).items()}
-    optional = {name for name, knob in knobs(rule_class).items() if isinstance(knob, Socket) and knob.optional}
+    text, own, measured = rule_class.node, knobs(rule_class), recommended(rule_class.node.id)
+    described = {name: input_of(knob, default(rule_class, name), measured.get(name)) for name, knob in own.items()}
+    optional = {name for name, knob in own.items() if isinstance(knob, Socket) and knob.optional}
     step = rule_class.stage.value == "step"
     asks_little = rule_class.branches is Rule.branches or issubclass(rule_class, WeakenedPass)
     on_model = asks_little and not rule_class.guider_only
@@ -86,7 +95,7 @@ def node_from_rule(rule_class: type[Rule]) -> type:
             "display_name": text.name_zh,
             "description": text.description_zh,
             "inputs": {
-                **{name: (knob.label_zh, tooltip_zh(knob)) for name, knob in knobs(rule_class).items()},
+                **{name: (knob.label_zh, tooltip_zh(knob, measured.get(name))) for name, knob in own.items()},
                 "rules": ("规则链", CHAIN_HELP_ZH),
             },
             "outputs": ("规则链",),

@@ -1,7 +1,8 @@
-"""``python -m latent_guidance.evaluation judge | classes | prompts | captions | curves | pages | all | report``.
+"""``python -m latent_guidance.evaluation judge | classes | prompts | captions | curves | pages | all | report | rules | rules-report``.
 
 Every measuring command writes OUT/<command>.json, and does nothing where that is there already with the same settings.
-`report` turns the folder into a picture and a page of Markdown; it alone needs matplotlib.
+`report` turns the folder into a picture and a page of Markdown; it alone needs matplotlib. `rules` measures every guidance rule, each
+into a file of OUT/rules, and `rules-report` makes a page and a picture of them; neither is a part of `all` and `report`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 from ..errors import UserError
-from .commands import PARTS, command
+from .commands import PARTS, RULES_HELP, RULES_REPORT_HELP, command, rules_command
 
 
 def _report(out: Path, docs: Path = Path("docs")) -> None:
@@ -19,6 +20,15 @@ def _report(out: Path, docs: Path = Path("docs")) -> None:
     from .report import write_report
 
     for path in write_report(out, docs):
+        typer.echo(str(path))
+
+
+def _rules_report(out: Path, docs: Path = Path("docs"), recommended: Path | None = None) -> None:
+    import typer
+
+    from .rules_page import write_rules_page
+
+    for path in write_rules_page(out, docs, recommended):
         typer.echo(str(path))
 
 
@@ -31,6 +41,8 @@ def main() -> None:
         app.command(name, help=text)(command((name,)))
     app.command("all", help="Measure every part.")(command(tuple(PARTS)))
     app.command("report", help="Draw DOCS/emoji_curves.png and write DOCS/EMOJI.md from the parts in OUT.")(_report)
+    app.command("rules", help=RULES_HELP)(rules_command())
+    app.command("rules-report", help=RULES_REPORT_HELP)(_rules_report)
     try:
         app()
     except UserError as error:

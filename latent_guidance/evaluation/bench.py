@@ -5,7 +5,7 @@ Pictures are (N, 3, H, W) uint8 on the CPU everywhere outside this file: what a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -174,23 +174,57 @@ class Bench:
                 self._encoded[prompt] = self.checkpoint.text_encoder.encode(prompt)[0]
         return cast(Tensor, concat_conds([self._encoded[prompt] for prompt in prompts]))
 
+    @cached_property
+    def sigmas(self) -> Tensor:
+        """The noise levels of every run, (steps + 1,)."""
+        return step_grid(self.denoiser.schedule, self.plan.grid, self.plan.steps)  # pyright: ignore[reportArgumentType]
+
     @torch.no_grad()
-    def sample(self, prompts: Sequence[str], seeds: Sequence[int], rules: Sequence[Rule] = ()) -> Tensor:
-        """One picture per prompt and seed, (N, 3, H, W) uint8; item i depends on its own prompt and seed alone."""
-        vae, plan = self.checkpoint.vae, self.plan
-        side = [size // vae.spatial_ratio for size in self.data.images.shape[-2:]]
-        guider = Guider(self.denoiser, rules, uncond=self.encode([""]))
-        sigmas = step_grid(self.denoiser.schedule, plan.grid, plan.steps)  # pyright: ignore[reportArgumentType]
-        start = (1 + float(sigmas[0]) ** 2) ** 0.5
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        rules: Sequence[Rule] = (),
+        *,
+        sampler: Callable[..., Tensor] = sample_dpmpp_2m,
+    ) -> Tensor:
+        """One picture per prompt and seed, (N, 3, H, W) uint8; item i depends on its own prompt and seed alone.
+
+        Args:
+            prompts: N of them.
+            seeds: one for each.
+            rules: the chain.
+            sampler: one of :mod:`latent_guidance.samplers`, with or without options of its own.
+        """
         pictures: list[Tensor] = []
         for first in range(0, len(seeds), self.batch):
-            chosen = list(seeds[first : first + self.batch])
-            cond = self.encode(prompts[first : first + self.batch])
-            noise = SeededNoise(chosen, device=self.device)
-            x = noise.initial((len(chosen), vae.latent_channels, *side)) * start
-            latents = sample_dpmpp_2m(guider, x, sigmas, cond, noise_sampler=noise)
-            pictures += [to_bytes(vae.decode(part / vae.scaling_factor)) for part in latents.split(AT_ONCE)]
+            part = slice(first, first + self.batch)
+            pictures.append(self.decoded(self.latents(prompts[part], seeds[part], rules, sampler=sampler)))
         return torch.cat(pictures)
+
+    @torch.no_grad()
+    def latents(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        rules: Sequence[Rule] = (),
+        *,
+        sampler: Callable[..., Tensor] = sample_dpmpp_2m,
+    ) -> Tensor:
+        """The same as the model has it before it is decoded, in one batch: (N, C, h, w), scaled."""
+        vae = self.checkpoint.vae
+        side = [size // vae.spatial_ratio for size in self.data.images.shape[-2:]]
+        guider = Guider(self.denoiser, rules, uncond=self.encode([""]))
+        noise = SeededNoise(list(seeds), device=self.device)
+        start = (1 + float(self.sigmas[0]) ** 2) ** 0.5
+        x = noise.initial((len(seeds), vae.latent_channels, *side)) * start
+        return sampler(guider, x, self.sigmas, self.encode(prompts), noise_sampler=noise)
+
+    @torch.no_grad()
+    def decoded(self, latents: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) uint8 of scaled latents (N, C, h, w)."""
+        vae = self.checkpoint.vae
+        return torch.cat([to_bytes(vae.decode(part / vae.scaling_factor)) for part in latents.split(AT_ONCE)])
 
     def by_classifier(self, label: str, seeds: Sequence[int], *, scale: float, scaling: str = "raw") -> Tensor:
         """Pictures from the empty prompt, steered to ``label``, one per seed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from ..models.checkpoint import emoji_folder
 from ..training.emoji import default_data_folder
 from .bench import TINY, Bench, Plan
 from .curves import measure_curves
-from .judge import FILE, Judge, load_judge, measure_judge
+from .judge import FILE, Judge, judge_fits, load_judge, measure_judge
 from .neighbours import Gallery
 from .parts import Say
 from .prompting import measure_captions, measure_prompts
+from .rules import Extent, measure_rules
 from .sheets import measure_pages
 from .steering import measure_classes
 
@@ -45,13 +46,21 @@ class Session:
         """The judge, trained if it is not there yet, and its accuracy on the real pictures."""
         if self._judge is None:
             result = measure_judge(self.bench)
-            judge, labels = load_judge(self.bench.out / FILE, self.bench.device)
-            if labels != self.bench.labels:
-                raise UserError(
-                    f"a judge of {', '.join(labels)}", expected=", ".join(self.bench.labels), mend="train it again"
-                )
-            self._judge = judge, result["final"]["real"]
+            self._judge = self._loaded(), result["final"]["real"]
         return self._judge
+
+    @property
+    def judge_at_hand(self) -> Judge:
+        """The judge that is there for these pictures, however it was trained; trained as planned if there is none."""
+        return self._loaded() if judge_fits(self.bench) else self.judge[0]
+
+    def _loaded(self) -> Judge:
+        judge, labels = load_judge(self.bench.out / FILE, self.bench.device)
+        if labels != self.bench.labels:
+            raise UserError(
+                f"a judge of {', '.join(labels)}", expected=", ".join(self.bench.labels), mend="train it again"
+            )
+        return judge
 
 
 def _judge(session: Session) -> None:
@@ -90,11 +99,11 @@ PARTS: dict[str, tuple[Measure, str]] = {
 """Every part by its command, in the order in which `all` measures them: what is needed most comes first."""
 
 
-def measure(names: tuple[str, ...], out: Path, *, plan: Plan, say: Say, **where: Any) -> float:
+def measure(parts: Sequence[Measure], out: Path, *, plan: Plan, say: Say, **where: Any) -> float:
     """Measure parts; returns the minutes it took.
 
     Args:
-        names: Keys of :data:`PARTS`.
+        parts: What is done with the session, in order.
         out: Folder of the results; what is there already with the same settings is kept.
         plan: What to measure.
         say: Told what happens.
@@ -111,8 +120,8 @@ def measure(names: tuple[str, ...], out: Path, *, plan: Plan, say: Say, **where:
     pictures = where.pop("pictures") or default_data_folder()
     out.mkdir(parents=True, exist_ok=True)
     session = Session(Bench(Path(model), Path(pictures), out, plan=plan, say=say, **where))
-    for name in names:
-        PARTS[name][0](session)
+    for part in parts:
+        part(session)
     return (time.perf_counter() - start) / 60
 
 
@@ -131,18 +140,65 @@ def command(names: tuple[str, ...]) -> Callable[..., None]:
         classifier_scale: float = Plan.classifier_scale,
         cfg_scale: float = Plan.cfg_scale,
         judge_steps: int = Plan.judge_steps,
+        judge_batch: int = Plan.judge_batch,
+        judge_size: int = Plan.judge_size,
         tiny: bool = False,
     ) -> None:
-        plan = replace(Plan(), steps=steps, judge_steps=judge_steps)
+        plan = replace(Plan(), steps=steps, judge_steps=judge_steps, judge_batch=judge_batch, judge_size=judge_size)
         plan = TINY if tiny else plan
         plan = replace(plan, seed=seed, classifier_scale=classifier_scale, cfg_scale=cfg_scale)
         minutes = measure(
-            names, out, plan=plan, say=typer.echo, model=model, pictures=pictures, device=device, batch=batch
-        )
+            [PARTS[name][0] for name in names], out, plan=plan, say=typer.echo, model=model, pictures=pictures,
+            device=device, batch=batch,
+        )  # fmt: skip
         typer.echo(f"{minutes:.1f} minutes in all")
 
     run.__annotations__ = {
         "out": Path, "model": Path | None, "pictures": Path | None, "device": str, "batch": int, "steps": int, "seed": int,
-        "classifier_scale": float, "cfg_scale": float, "judge_steps": int, "tiny": bool, "return": None,
+        "classifier_scale": float, "cfg_scale": float, "judge_steps": int, "judge_batch": int, "judge_size": int, "tiny": bool,
+        "return": None,
+    }  # fmt: skip
+    return run
+
+
+RULES_HELP = "Measure every guidance rule: obedience, diversity, network passes and time beside CFG. Rows that are there are kept."
+RULES_REPORT_HELP = (
+    "Write DOCS/RULES_TABLE.md and DOCS/rules_table.jpg from the rows in OUT; with --recommended "
+    "latent_guidance/guidance/recommended.json also the settings that tooltips show."
+)
+
+
+def rules_command() -> Callable[..., None]:
+    """The function behind the command that measures the table over rules."""
+    import typer
+
+    def run(
+        out: Path,
+        model: Path | None = None,
+        pictures: Path | None = None,
+        device: str = "cpu",
+        steps: int = 25,
+        seed: int = Plan.seed,
+        names: int = Extent.names,
+        seeds: int = Extent.seeds,
+        only: list[str] = [],  # noqa: B006 - typer reads it and never changes it
+        sweep: bool = False,
+        weak: Path | None = None,
+        tiny: bool = False,
+    ) -> None:
+        plan = replace(TINY if tiny else replace(Plan(), steps=steps), seed=seed)
+        extent = Extent(names=names, seeds=seeds, only=tuple(only), sweep=sweep, weak=weak)
+
+        def part(session: Session) -> None:
+            measure_rules(session.bench, session.gallery, lambda: session.judge_at_hand, extent)
+
+        minutes = measure(
+            [part], out, plan=plan, say=typer.echo, model=model, pictures=pictures, device=device, batch=seeds
+        )
+        typer.echo(f"{minutes:.1f} minutes in all")
+
+    run.__annotations__ = {
+        "out": Path, "model": Path | None, "pictures": Path | None, "device": str, "steps": int, "seed": int, "names": int,
+        "seeds": int, "only": list[str], "sweep": bool, "weak": Path | None, "tiny": bool, "return": None,
     }  # fmt: skip
     return run

@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..models.files import load_weights, read_safetensors, write_safetensors
 from .augment import augmented, seen_by_judge
 from .bench import Bench
-from .parts import measured
+from .parts import measured, read_part
 
 SPLIT_SEED = 777
 HELD_OUT_EVERY = 10
@@ -211,6 +211,16 @@ def measure_judge(bench: Bench) -> dict[str, Any]:
         return (bench.out / FILE).is_file() and judge_mark(bench.out) == result["judge"]
 
     return measured(bench.out, "judge", judge_settings(bench), train, say=bench.say, whole=whole)
+
+
+def judge_fits(bench: Bench) -> bool:
+    """Whether ``out`` holds a judge of the bench's pictures and VAE, however long it was trained and on whatever size."""
+    try:
+        settings = read_part(bench.out, "judge")["settings"]
+    except UserError:
+        return False
+    own = judge_settings(bench)
+    return (bench.out / FILE).is_file() and all(settings.get(key) == own[key] for key in ("vae", "pictures"))
 
 
 def judge_mark(out: Path) -> str:
