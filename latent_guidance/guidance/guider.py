@@ -76,9 +76,18 @@ class Guider:
         """
         return last_report(self._records or [])
 
-    def passes(self, sigmas: Tensor) -> Passes:
-        """What one run over ``sigmas`` (N + 1,), ending in 0 or not, costs in network passes if it calls once a step."""
-        return passes(GuidanceRun(self.rules, self.process, sigmas=sigmas), sigmas[:-1])
+    def passes(self, sigmas: Tensor, *, levels: Tensor | None = None, with_uncond: bool = False) -> Passes:
+        """What one run over ``sigmas`` (N + 1,), ending in 0 or not, costs in network passes.
+
+        Args:
+            sigmas: the run's grid.
+            levels: noise levels (M,) at which the sampler calls; by default once a step. ``Recurrence.levels`` gives those of a
+                sampler that repeats its steps.
+            with_uncond: the sampler is one of CFG++, which has the unconditional estimate made whether a rule asks or not.
+        """
+        run = GuidanceRun(self.rules, self.process, sigmas=sigmas)
+        always = frozenset({"uncond"}) if with_uncond else frozenset[str]()
+        return passes(run, sigmas[:-1] if levels is None else levels, always=always)
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
         """Guided estimate (B, ...) of x (B, ...) at sigma (B,); ``cond`` has batch size 1 or B."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from ..errors import UserError
@@ -65,6 +66,10 @@ class Recurrence:
             repeated = self.sigma_lo < float(sigma) <= self.sigma_hi and bool(process.alpha(sigma) > 0)
             for left in reversed(range(self.times if repeated else 1)):
                 yield i, sigma, sigma_next, left > 0
+
+    def levels(self, process: Process, sigmas: Tensor) -> Tensor:
+        """Where the network is called in a run over ``sigmas`` (N + 1,) by a sampler that calls once a step, (M,), M >= N."""
+        return torch.stack([sigma for _, sigma, _, _ in self.visits(process, sigmas)])
 
 
 ONCE = Recurrence()

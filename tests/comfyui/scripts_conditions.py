@@ -152,6 +152,15 @@ result["closed window: on the model"] = warned(
 )
 result["open window"] = warned(lambda: usual.ours(rule, negative=False))
 
+rescaled = advanced.RescaleCFG().patch(model, 0.7)[0]
+result["replaced"] = {
+    "cfg": warned(lambda: stage.Stage(rescaled, positive, negative, latent, steps=2).ours(both)),
+    "cfg on the model": warned(lambda: usual.core(stage.patch(rescaled, stage.cfg(4.0)), 4.0)),
+    "no other node": warned(lambda: usual.ours(both)),
+    "no cfg": warned(lambda: usual.core(stage.patch(rescaled, rule), 4.0)),
+}
+result["replaced: acts"] = far(usual.core(stage.patch(model, rule), 4.0), usual.core(stage.patch(rescaled, rule), 4.0))
+
 
 def noted_config(**changes):
     """A clone whose model says of itself what a distilled one says."""

@@ -77,6 +77,14 @@ def test_a_classifier_that_gives_nan_leaves_the_picture_and_says_so(measured: di
     assert "not finite" in measured["NaN: warnings"][0]
 
 
+def test_a_node_whose_combination_is_replaced_is_named(measured: dict[str, Any]) -> None:
+    for name in ("cfg", "cfg on the model"):
+        [message] = measured["replaced"][name]
+        assert "Classifier-Free Guidance" in message and "RescaleCFG" in message and "Rescale Guidance" in message
+    assert measured["replaced"]["no other node"] == measured["replaced"]["no cfg"] == []
+    assert measured["replaced: acts"] > DIFFERENT
+
+
 def test_a_window_that_never_opens_is_said(measured: dict[str, Any]) -> None:
     for name in ("closed window", "closed window: on the model"):
         [message] = measured[name]

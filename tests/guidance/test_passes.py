@@ -25,7 +25,7 @@ from latent_guidance.guidance import (
 )
 from latent_guidance.guidance.passes import noise_range, passes
 from latent_guidance.process import VE_SCALED
-from latent_guidance.samplers import sample_euler
+from latent_guidance.samplers import Recurrence, sample_ddim_cfg_pp, sample_euler
 
 from .conftest import SmallClassifier, latents
 from .test_run import Recorder, cond_of
@@ -74,6 +74,22 @@ def test_the_count_is_what_a_run_makes(name: str) -> None:
     assert list(said.counts) == expected == [row["passes"] for row in chain.rows]
     assert said.total == (sum(model.batches) + sum(WEAK.batches)) // 3 == chain.passes
     assert [list(names) for names in said.branches] == [row["branches"] for row in chain.rows]
+
+
+def test_samplers_that_call_more_often_or_ask_for_more() -> None:
+    model = Recorder()
+    guider = Guider(model, [CFG(guidance_scale=4.0), window()], uncond=cond_of(0.5))
+    twice = Recurrence(2, sigma_lo=0.7)
+    sample_euler(
+        guider, 8 * latents(), SIGMAS, cond=cond_of(2.0), recurrence=twice, noise_sampler=lambda a, b: 8 * latents()
+    )
+    said = guider.passes(SIGMAS, levels=twice.levels(model.process, SIGMAS))
+    assert list(said.counts) == [1, 1, 1, 1, 2, 2, 2, 2, 2, 1]
+    assert said.total == sum(model.batches) // 3
+    model.batches.clear()
+    sample_ddim_cfg_pp(guider, 8 * latents(), SIGMAS, cond=cond_of(2.0))
+    said = guider.passes(SIGMAS, with_uncond=True)
+    assert list(said.counts) == [2] * 6 and said.total == sum(model.batches) // 3 > guider.passes(SIGMAS).total
 
 
 def test_what_a_rule_may_spare_is_a_bound_and_said_to_be() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ....latent_guidance.errors import UserError
+from ....latent_guidance.guidance.base import Stage
 from ....latent_guidance.guidance.latents import Latents
 
 log = logging.getLogger("latent_guidance")
@@ -73,4 +74,16 @@ def warn_if_distilled(model: comfy.model_patcher.ModelPatcher, rules: Sequence[A
             or "Guidance against a negative",
             type(config).__name__,
             ", and set the strength in FluxGuidance" if unet.get("guidance_embed") else "",
+        )
+
+
+def warn_if_replaced(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -> None:
+    """Log a warning where a rule takes the place of another node's way of combining prompt and negative, which then does nothing."""
+    combining = [rule.node.name for rule in rules if rule.stage is Stage.COMBINE]
+    if combining and "sampler_cfg_function" in model.model_options:
+        log.warning(
+            "%s combines prompt and negative in its own way, so another node on this MODEL that does so too (RescaleCFG, RenormCFG ...) "
+            "has no effect. Take one of the two out; Rescale Guidance is the rule that goes with %s.",
+            *combining,
+            *combining,
         )

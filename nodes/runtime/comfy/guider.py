@@ -30,7 +30,7 @@ from ....latent_guidance.process import VE_SCALED, Process, process_from_alpha
 from . import weakened
 from .branches import OtherModel, asked_branches, check_hooks, check_model, other_models, own_conditions
 from .branches import evaluate as evaluate_branches
-from .checks import check_channels, check_latents, warn_if_distilled
+from .checks import check_channels, check_latents, warn_if_distilled, warn_if_replaced
 from .gradients import normal_conds, through, unscaled
 
 MARKS = "latent_guidance"
@@ -109,6 +109,7 @@ def _one_run(
         patcher = executor.class_obj.model_patcher  # as it is now: nodes after ours may have changed what it samples
         check_latents(patcher, rules)
         check_channels(patcher, latent)
+        warn_if_replaced(patcher, rules)
         open_runs.append({})
         try:
             samples = executor(noise, latent, *args, **kwargs)
