@@ -106,7 +106,7 @@ def compare_loss_rules(w: Workflow) -> None:
         "estimate of the finished picture and is cheap. *DPS*, *LGD-MC* and *FreeDoM* go back through the diffusion model: "
         "about three times as slow, and what they change fits the rest of the picture better. *Universal* and *TFG* do both.\n\n"
         "With `scaling` *relative* all scales have the same unit: the share of a step that the pull may take. `every_k`, `sigma_lo` and "
-        "`sigma_hi` say at which steps a rule acts.",
+        "`sigma_hi` say at which steps a rule acts; `decode_at` 0.5 lets the loss look at half-size pictures, which is four times as fast.",
         (0, -80),
         (300, 440),
         title="About this workflow",
@@ -124,7 +124,9 @@ def compare_loss_rules(w: Workflow) -> None:
         ("universal", "LGUniversalGuidance", {"guidance_scale": 0.15, "step_size": 0.1, "steps": 2}),
         ("TFG", "LGTrainingFreeGuidance", {"guidance_scale": 0.15, "mean_scale": 0.15, "iterations": 1}),
     ):
-        rule = w.node(kind, (RULES, y), wide=320, loss=loss[0], vae=load[2], rules=cfg[0], **settings)
+        rule = w.node(
+            kind, (RULES, y), wide=320, loss=loss[0], vae=load[2], rules=cfg[0], decode_at=0.5, **settings
+        )  # fmt: skip
         rows.append((title, [rule], rule[0]))
         y += max(400.0, rule.size[1] + 130)
     plain: Row = ("prompt alone", [], cfg[0])
@@ -147,9 +149,9 @@ def noisy_clip(w: Workflow) -> None:
     load = emoji(w, (0, 490))
     clip = w.node("LGLoadNoisyCLIP", (0, 640), wide=300, noisy_clip=CHECKPOINT)
     target = w.node(
-        "LGTextEncode", (0, 830), title="Towards", wide=300, text_height=60, clip=load[1], text="smiling face"
+        "LGTextEncode", (0, 830), title="Towards", wide=300, text_height=60, clip=load[1], text="flag"
     )
-    away = w.node("LGTextEncode", (0, 1000), title="Away from", wide=300, text_height=60, clip=load[1], text="yellow")
+    away = w.node("LGTextEncode", (0, 1000), title="Away from", wide=300, text_height=60, clip=load[1], text="red")
     null = w.node("LGNullConditioning", (370, 74), title="No prompt", wide=320, clip=load[1])
     size = w.node("EmptyLatentImage", (370, 184), wide=320, width=SIDE, height=SIDE, batch_size=4)
     noise = w.node("LGSeededNoise", (370, 390), wide=320, seed=1, batch_size=4)

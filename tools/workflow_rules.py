@@ -76,7 +76,7 @@ def compare_weakened(w: Workflow) -> None:
         (300, 440),
         title="About this workflow",
     )
-    common = shared(w, emoji(w, (0, 490)), "person", batch=3)
+    common = shared(w, emoji(w, (0, 490)), "person", batch=2)
     chains: list[tuple[str, Chain]] = [
         ("prompt alone", []),
         ("PAG", [("LGPerturbedAttention", {"scale": 1.5, "layers": "all"})]),
