@@ -10,8 +10,8 @@ w = 1 turns by nothing, w = 2 by the angle that lies between the two estimates a
 
     |D|**2 = |D_c|**2 (1 + sin(2 theta') sin(theta)),
 
-so that D is nearly as long as D_c where the two estimates are close, and never longer than sqrt(2) |D_c| up to a turn of 90 degrees; CFG's
-estimate grows with w without a bound.
+so that D is nearly as long as D_c where the two estimates are close, and never longer than sqrt(2) |D_c|; CFG's estimate grows
+with w without a bound.
 
 Reference: arXiv 2506.11039, in the form of the authors' code (jinc7461/ADG, method/ADG_SD3.py, ADG_SD3), which has 60 degrees for the
 largest angle and shows w from 2 to 10; without a limit it is their ADG_SD3_wo_clip.
