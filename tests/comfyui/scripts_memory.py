@@ -189,16 +189,23 @@ if hasattr(
 # nodes that change how many tokens there are, beside weakened attention
 
 
-def core_node(module, name, **inputs):
-    cls = getattr(importlib.import_module(f"comfy_extras.{module}"), name)
+def hyper_tile():
+    """``model`` with core's HyperTile, in the form of either version."""
+    cls = importlib.import_module("comfy_extras.nodes_hypertile").HyperTile
+    inputs = {"tile_size": 32, "swap_size": 2, "max_depth": 3, "scale_depth": False}
     made = cls.execute(model, **inputs) if hasattr(cls, "execute") else cls().patch(model, **inputs)
     return getattr(made, "result", made)[0]
 
 
-others = {
-    "ToMe": core_node("nodes_tomesd", "TomePatchModel", ratio=0.5),
-    "HyperTile": core_node("nodes_hypertile", "HyperTile", tile_size=32, swap_size=2, max_depth=3, scale_depth=False),
-}
+def merging():
+    """``model`` with every second query left out and put back, as Token Merging does it to layers of full size, which tiny has not."""
+    merged = model.clone()
+    merged.set_model_attn1_patch(lambda q, k, v, _: (q[:, ::2], k, v))
+    merged.set_model_attn1_output_patch(lambda out, _: out.repeat_interleave(2, dim=1))
+    return merged
+
+
+others = {"ToMe": merging(), "HyperTile": hyper_tile()}
 weak = {
     "identity": call("LGPerturbedAttention", layers="all", scale=1.0)[0],
     "blur": call("LGSmoothedEnergy", layers="all", blur_sigma=1.0, scale=1.0)[0],
@@ -223,7 +230,7 @@ def falling(model):
     return stage.run(guider)
 
 
-on_model = call("LGApplyGuidance", model=model, rules=call("LGLimitedInterval")[0])[0]
+on_model = call("LGApplyGuidance", model=model, rules=call("LGLimitedInterval", sigma_lo=0.0, sigma_hi=1000.0)[0])[0]
 result["a scale that falls"] = far(falling(model), falling(on_model))
 result["it does fall"] = far(falling(model), stage.core(model, 3.0))
 
