@@ -85,11 +85,13 @@ class MaskComposite:
         return {"required": {**required, "operation": (["multiply", "add", "subtract", "and", "or", "xor"], {})}}
 
 
-CORE = {
-    cls.__name__: cls for cls in (CheckpointLoaderSimple, CLIPVisionLoader, CLIPLoader, SolidMask, MaskComposite)
-}
+CORE = {cls.__name__: cls for cls in (CheckpointLoaderSimple, CLIPVisionLoader, CLIPLoader, SolidMask, MaskComposite)}
 """Node id -> what is said of it here."""
-TITLES = {"CheckpointLoaderSimple": "Load Checkpoint", "CLIPVisionLoader": "Load CLIP Vision", "CLIPLoader": "Load CLIP"}
+TITLES = {
+    "CheckpointLoaderSimple": "Load Checkpoint",
+    "CLIPVisionLoader": "Load CLIP Vision",
+    "CLIPLoader": "Load CLIP",
+}
 
 
 def with_core_nodes(library: NodeLibrary) -> NodeLibrary:

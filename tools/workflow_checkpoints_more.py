@@ -63,7 +63,8 @@ def sd15_losses(w: Workflow) -> None:
         "SD 1.5",
         "A loss says what the finished picture should come closer to: a palette, its mirror image, the palette in its left half only. "
         "*MPGD* is cheap; *DPS* goes back through the model: three times as slow at the steps at which it acts, and it needs the memory "
-        "of a training step. `guidance_scale` says how hard. `decode_at` 0.5 decodes at half size, for a quarter of the VAE's time and memory.",
+        "of a training step. `guidance_scale` says how hard. `decode_at` 0.5 decodes at half size, for a quarter of the VAE's time "
+        "and memory.",
     )
     load = load_own(w, SD15)
     common, cfg = _same(w, load)
@@ -74,7 +75,13 @@ def sd15_losses(w: Workflow) -> None:
     nothing = w.node("SolidMask", (0, 620), title="Nowhere", wide=300, value=0.0, width=512, height=512)
     half = w.node("SolidMask", (0, 780), title="Half", wide=300, value=1.0, width=256, height=512)
     left = w.node(
-        "MaskComposite", (0, 940), title="The left half", wide=300, destination=nothing[0], source=half[0], operation="add"
+        "MaskComposite",
+        (0, 940),
+        title="The left half",
+        wide=300,
+        destination=nothing[0],
+        source=half[0],
+        operation="add",
     )
     masked = w.node("LGLossMask", (at, rows[3]), wide=320, loss=palette[0], mask=left[0])
     pull = {"guidance_scale": 0.2, "decode_at": 0.5}
@@ -170,7 +177,9 @@ def sd3_rectified_cfg_plus_plus(w: Workflow) -> None:
     )
     load = load_own(w, SD3)
     prompt = w.node("LGTextEncode", (370, 74), title="Prompt", wide=320, clip=load[1], text=PROMPT)
-    negative = w.node("LGTextEncode", (370, 300), title="Negative", wide=320, text_height=60, clip=load[1], text=NEGATIVE)
+    negative = w.node(
+        "LGTextEncode", (370, 300), title="Negative", wide=320, text_height=60, clip=load[1], text=NEGATIVE
+    )
     size = w.node("LGEmptyLatent", (370, 484), wide=320, width=1024, height=1024, channels=16, batch_size=1)
     noise = w.node("LGSeededNoise", (370, 734), wide=320, seed=1, batch_size=1)
     pictures: list[tuple[str, Output]] = []

@@ -93,9 +93,7 @@ def compare_losses(w: Workflow) -> None:
 
 def _mpgd(w: Workflow, title: str, losses: list[Node], y: float, load: Node, cfg: Node, scale: float) -> Row:
     """A row with a loss and MPGD that follows it."""
-    rule = w.node(
-        "LGMPGD", (RULES, y), wide=320, loss=losses[-1][0], vae=load[2], rules=cfg[0], guidance_scale=scale
-    )
+    rule = w.node("LGMPGD", (RULES, y), wide=320, loss=losses[-1][0], vae=load[2], rules=cfg[0], guidance_scale=scale)
     return title, [*losses, rule], rule[0]
 
 
@@ -148,9 +146,7 @@ def noisy_clip(w: Workflow) -> None:
     )
     load = emoji(w, (0, 490))
     clip = w.node("LGLoadNoisyCLIP", (0, 640), wide=300, noisy_clip=CHECKPOINT)
-    target = w.node(
-        "LGTextEncode", (0, 830), title="Towards", wide=300, text_height=60, clip=load[1], text="flag"
-    )
+    target = w.node("LGTextEncode", (0, 830), title="Towards", wide=300, text_height=60, clip=load[1], text="flag")
     away = w.node("LGTextEncode", (0, 1000), title="Away from", wide=300, text_height=60, clip=load[1], text="red")
     null = w.node("LGNullConditioning", (370, 74), title="No prompt", wide=320, clip=load[1])
     size = w.node("EmptyLatentImage", (370, 184), wide=320, width=SIDE, height=SIDE, batch_size=4)

@@ -140,7 +140,13 @@ def test_as_it_is_only_the_checkpoint_can_be_missing(name: str, server: Server) 
 def test_the_declared_core_nodes_are_as_in_comfyui(server: Server) -> None:
     info = server.json("/object_info")
     declared = core_nodes()
-    assert set(declared.CORE) == {"CheckpointLoaderSimple", "CLIPVisionLoader", "CLIPLoader", "SolidMask", "MaskComposite"}
+    assert set(declared.CORE) == {
+        "CheckpointLoaderSimple",
+        "CLIPVisionLoader",
+        "CLIPLoader",
+        "SolidMask",
+        "MaskComposite",
+    }
     for name, node in declared.CORE.items():
         assert tuple(info[name]["output"]) == node.RETURN_TYPES
         for part, inputs in node.INPUT_TYPES().items():
