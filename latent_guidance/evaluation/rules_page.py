@@ -167,13 +167,12 @@ def clearly_better(share: float, than: float, pictures: int) -> bool:
 
 
 def recommended_settings(rows: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Knob -> value by node id, for every rule whose knob was measured at all its values."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in ROWS:
-        whole = row.values and len(swept(row, rows)) == len(row.values)
-        if row.rule is not None and whole and row.knob != "recurrence":
-            found.setdefault(row.rule.node.id, {}).setdefault(row.knob, row.recommended)
-    return found
+    """Knob -> value by node id, for every rule whose knob was measured at all its values, by the first of its rows."""
+    first = {row.rule: row for row in reversed(ROWS) if row.rule}
+    whole = [
+        row for row in ROWS if first.get(row.rule) is row and row.values and len(swept(row, rows)) == len(row.values)
+    ]
+    return {row.rule.node.id: {row.knob: row.recommended} for row in whole if row.rule}
 
 
 def _sweeps(rows: dict[str, Any]) -> str:
