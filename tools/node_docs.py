@@ -59,7 +59,7 @@ def formulas(docstring: str) -> Iterator[tuple[bool, str]]:
     for paragraph in docstring.strip().split("\n\n"):
         lines = paragraph.split("\n")
         if all(line.startswith("    ") for line in lines):
-            yield True, "\n".join(re.sub(r"(?<=\S) {3,}", "   ", line[4:]) for line in lines)
+            yield True, "\n".join(re.sub(r"(?<=\S) {3,}(?! *=)", "   ", line[4:]) for line in lines)
         else:
             yield False, " ".join(line.strip() for line in lines).replace("**", r"\*\*")
 

@@ -42,7 +42,8 @@ def compare_more_rules(w: Workflow) -> None:
     w.note(
         f"## Compare more guidance rules\n\nThe same four noises and one prompt at `guidance_scale` {STRONG:g}. *schedule* and *curve* "
         "change the scale along the way, *adaptive* stops guiding once prompt and negative agree (and saves their second pass); "
-        "*thresholded*, *momentum* and *sliding mode* change what guidance does to the picture.\n\n"
+        "*thresholded*, *momentum* and *sliding mode* change what guidance does to the picture; *angle* turns the estimate where CFG "
+        "pushes it.\n\n"
         "Every rule's help page says what it does and where it comes from.",
         (0, 0),
         (300, 300),
@@ -57,6 +58,7 @@ def compare_more_rules(w: Workflow) -> None:
         ("thresholded", [*CFG, ("LGDynamicThresholding", {"plain_scale": 3.0})]),
         ("momentum", [*CFG, ("LGMomentumGuidance", {})]),
         ("sliding mode", [*CFG, ("LGSlidingModeCFG", {})]),
+        ("angle", [("LGAngleDomain", {"guidance_scale": STRONG})]),
     ]
     sheet(w, columns(w, common, chains), "compare_more_rules")
     common.group(w)

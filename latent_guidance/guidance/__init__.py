@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .adaptive import AdaptiveGuidance
+from .angle_domain import AngleDomainGuidance
 from .apg import AdaptiveProjectedGuidance
 from .autoguidance import Autoguidance
 from .base import Branch, NodeText, Rule, Stage, Step
@@ -44,6 +45,7 @@ RULES: tuple[type[Rule], ...] = (
     CFG,
     CFGZeroStar,
     FrequencyDecoupledGuidance,
+    AngleDomainGuidance,
     TwoConditions,
     PerpNeg,
     Autoguidance,
@@ -84,6 +86,7 @@ __all__ = [
     "RULES",
     "AdaptiveGuidance",
     "AdaptiveProjectedGuidance",
+    "AngleDomainGuidance",
     "Autoguidance",
     "Branch",
     "CFGZeroStar",

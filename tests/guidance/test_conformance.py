@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latent_guidance.errors import UserError
-from latent_guidance.guidance import CFG, RULES, GuidanceRun, Rule, Stage
+from latent_guidance.guidance import CFG, RULES, GuidanceCurve, GuidanceRun, Rule, Stage
 from latent_guidance.guidance.knobs import Choice, Number, Socket, Switch, Text, Whole, default, knobs
 from latent_guidance.process import RECTIFIED_FLOW, VE_SCALED, Process
 
@@ -121,7 +121,10 @@ class TestEveryRuleOnEstimates:
         by_rule, by_none = (along(rules, process, levels) for rules in (chain(rule), without))
         by_rule += [two_calls(chain(rule), process, latents(), SIGMAS, 0.01)]
         by_none += [two_calls(without, process, latents(), SIGMAS, 0.01)]
-        assert any(not torch.equal(*pair) for pair in zip(by_rule, by_none, strict=True))
+        assert any(not torch.equal(*pair) for pair in zip(by_rule, by_none, strict=True)), (
+            "at its defaults the rule changes nothing; one that combines is not even asked unless it has a field (or property) "
+            "guidance_scale other than 1"
+        )
 
     @pytest.mark.parametrize("shape", [(6, 5), (24, 40), (1, 1)])
     def test_each_sample_is_by_itself(self, rule_class: type[Rule], process: Process, shape: tuple[int, int]) -> None:
@@ -256,6 +259,20 @@ class TestScalesBelowOne:
             assert torch.equal(
                 plain, two_calls([CFG(guidance_scale=w), neutral(rule_class)], process, latents(), SIGMAS, apart)
             )
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+@pytest.mark.parametrize("rule_class", [rule for rule in RULES if rule.stage is Stage.COMBINE])
+def test_a_rule_that_combines_goes_by_the_scale_in_force(rule_class: type[Rule], process: Process) -> None:
+    """Rules for the scale change ``step.guidance_scale``: at 1 the prompt alone is left, and elsewhere it is what counts."""
+    x, rule = latents(), make(rule_class)
+
+    def out(*rules: Rule) -> Tensor:
+        return called(GuidanceRun([rule, *rules], process), x, SIGMAS, apart=0.1)
+
+    at_one, weaker = (out(GuidanceCurve(curve=f"1:{w}, 0.1:{w}")) for w in (1.0, 1.2))
+    assert torch.equal(at_one, torch.tanh(x))
+    assert not torch.allclose(weaker, out()), "apply must go by step.guidance_scale, not by the rule's own field"
 
 
 @pytest.mark.parametrize("w", [-3.0, 0.0, 0.5])

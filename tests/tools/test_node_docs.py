@@ -39,7 +39,8 @@ def test_a_changed_text_makes_its_page_stale(node_docs: ModuleType, monkeypatch:
 def test_the_formulas_of_a_docstring(node_docs: ModuleType) -> None:
     docstring = """A rule.
 
-    D = a + b ** 2            (first)
+    D      = a + b ** 2            (first)
+    theta' = a
 
 Reference: arXiv 1234.5678, eq. 3 and
 sec. 4. It has 2**k levels.
@@ -47,10 +48,10 @@ Space: D.
 
 More words."""
     english = "\n".join(node_docs.formula_section(docstring, "en"))
-    assert "```text\nD = a + b ** 2   (first)\n```" in english and r"2\*\*k levels" in english
+    assert "```text\nD      = a + b ** 2   (first)\ntheta' = a\n```" in english and r"2\*\*k levels" in english
     assert "\n\nSpace: D." in english and "More words." in english
     chinese = "\n".join(node_docs.formula_section(docstring, "zh"))
-    assert "D = a + b" in chinese and "出处：arXiv 1234.5678, eq. 3 and sec. 4\n" in chinese
+    assert "D      = a + b" in chinese and "出处：arXiv 1234.5678, eq. 3 and sec. 4\n" in chinese
     assert "words" not in chinese and "levels" not in chinese
 
 
