@@ -37,18 +37,22 @@ class Windows:
         room, gaps = length - size, self.count - 1
         return [(room * i // gaps, size) for i in range(self.count)]
 
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise UserError unless ``shape`` has height and width: (B, ..., H, W)."""
+        if len(shape) < 4:
+            raise UserError(
+                f"sliding windows over a latent of shape {shape}",
+                expected="latents of pictures or videos, (B, C, H, W) or (B, C, T, H, W)",
+                mend="take Sliding Window Guidance out of the chain",
+            )
+
     def crops(self, x: Tensor) -> Tensor:
         """What is in each window of x (B, ..., H, W), (N * B, ..., h, w), window by window.
 
         Raises:
             UserError: x without height and width.
         """
-        if x.ndim < 4:
-            raise UserError(
-                f"sliding windows over a latent of shape {tuple(x.shape)}",
-                expected="latents of pictures or videos, (B, C, H, W) or (B, C, T, H, W)",
-                mend="take Sliding Window Guidance out of the chain",
-            )
+        self.check_shape(tuple(x.shape))
         return torch.cat([x[..., t : t + h, s : s + w] for t, s, h, w in self.boxes(x.shape[-2], x.shape[-1])])
 
     def joined(self, parts: Tensor, height: int, width: int) -> Tensor:

@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..latent_guidance.errors import UserError
+from ..latent_guidance.noise import MAX_SEED
+from .ranges import check_ranges
 from .runtime import current
 
 CATEGORY = "latent guidance/conditioning"
 
 MAX_SIDE = 16384
-MAX_SEED = 2**64 - 1
 
 
 class LGVAEEncode:
@@ -77,6 +78,7 @@ class LGVAEEncode:
         }
 
     def encode(self, image: Tensor, vae: Any, posterior: str, seed: int) -> tuple[dict[str, Tensor]]:
+        check_ranges(self, seed=seed)
         return ({"samples": current().encode_image(vae, image, sample=posterior == "sample", seed=seed)},)
 
 
@@ -242,6 +244,8 @@ class LGEmptyLatent:
     ) -> tuple[dict[str, Tensor]]:
         import torch
 
+        sizes = dict(width=width, height=height, channels=channels, spatial_ratio=spatial_ratio, batch_size=batch_size)
+        check_ranges(self, **sizes)
         if width % spatial_ratio or height % spatial_ratio:
             below = max(1, width // spatial_ratio) * spatial_ratio, max(1, height // spatial_ratio) * spatial_ratio
             raise UserError(

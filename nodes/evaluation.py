@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..latent_guidance.errors import UserError
+from .ranges import check_ranges
 from .runtime import current
 
 CATEGORY = "latent guidance/evaluation"
@@ -171,6 +172,7 @@ class LGPictureGrid:
     def draw(self, images: Tensor, labels: str, columns: int, gap: int, **more: Tensor | None) -> tuple[Tensor]:
         from ..latent_guidance.evaluation.pictures import picture_grid
 
+        check_ranges(self, columns=columns, gap=gap)
         groups = [images, *(group for _, group in sorted(more.items()) if group is not None)]
         cells = list(images.split(1)) if len(groups) == 1 else groups
         return (picture_grid(cells, _lines(labels), columns=columns, gap=gap),)

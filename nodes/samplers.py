@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from ..latent_guidance.guidance.knobs import UNLIMITED
 from .from_rule import chain_of
+from .ranges import check_ranges
 from .runtime import current
 from .sampling import CATEGORY
-
-UNLIMITED = 1000.0
-"""sigma_hi at which a recurrence has no upper bound, as in the rules."""
 
 OUTPUT_HELP = ("The sampler, for SamplerCustomAdvanced.",)
 ETA_ZH = "每步加入多少新噪声：0 为确定性（中性值），1 为 DDPM 的方差。范围：0 到 1。"
@@ -127,6 +126,7 @@ class LGSamplerDDPM:
     def make(self, variance: str, rules: Any = None, **recurrence: Any) -> tuple[Any]:
         from ..latent_guidance.samplers import sample_ddpm
 
+        check_ranges(self, **recurrence)
         chain = chain_of(rules, self.DISPLAY_NAME)
         options = {"variance": variance, "recurrence": recurrence_of(**recurrence)}
         return (current().make_sampler(sample_ddpm, options, chain),)
@@ -156,6 +156,7 @@ class LGSamplerDDIM:
     def make(self, eta: float, **recurrence: Any) -> tuple[Any]:
         from ..latent_guidance.samplers import sample_ddim
 
+        check_ranges(self, eta=eta, **recurrence)
         return (current().make_sampler(sample_ddim, {"eta": eta, "recurrence": recurrence_of(**recurrence)}),)
 
 
@@ -202,6 +203,7 @@ class LGSamplerDDIMCFGpp:
     def make(self, eta: float, **recurrence: Any) -> tuple[Any]:
         from ..latent_guidance.samplers import sample_ddim_cfg_pp
 
+        check_ranges(self, eta=eta, **recurrence)
         return (current().make_sampler(sample_ddim_cfg_pp, {"eta": eta, "recurrence": recurrence_of(**recurrence)}),)
 
 
@@ -315,6 +317,7 @@ class LGSamplerRectifiedCFGpp:
         from ..latent_guidance.samplers import sample_rectified_cfg_pp
 
         options = {"scale": scale, "gamma": gamma, "predictor_noise": predictor_noise}
+        check_ranges(self, **options)
         return (current().make_sampler(sample_rectified_cfg_pp, options),)
 
 

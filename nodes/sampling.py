@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from .conditioning import MAX_SEED
+from ..latent_guidance.noise import MAX_SEED
 from .from_rule import chain_of
+from .ranges import check_ranges
 from .runtime import current
 
 CATEGORY = "latent guidance/sampling"
@@ -78,6 +79,7 @@ class LGSeededNoise:
         }
 
     def make(self, seed: int, batch_size: int) -> tuple[Any]:
+        check_ranges(self, seed=seed, batch_size=batch_size)
         return (current().seeded_noise([(seed + item) % (MAX_SEED + 1) for item in range(batch_size)]),)
 
 

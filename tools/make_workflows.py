@@ -14,8 +14,11 @@ import tempfile
 from pathlib import Path
 
 import workflow_checkpoints
+import workflow_checkpoints_more
+import workflow_gradients
 import workflow_graphs
 import workflow_rules
+import workflow_sampling
 from core_nodes import with_core_nodes
 from PIL import Image
 from workflow_builder import Workflow
@@ -27,7 +30,11 @@ from latent_guidance.host.run import run_workflow
 
 FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 THUMBNAIL = 512
-GRAPHS = workflow_graphs.GRAPHS | workflow_rules.GRAPHS | workflow_checkpoints.GRAPHS
+BUNDLED = workflow_graphs.GRAPHS | workflow_rules.GRAPHS | workflow_gradients.GRAPHS | workflow_sampling.GRAPHS
+OWN = workflow_checkpoints.GRAPHS | workflow_checkpoints_more.GRAPHS
+GRAPHS = BUNDLED | OWN
+KINDS = {"sd15": "SD 1.5", "sdxl": "SDXL", "sd3": "SD3"}
+"""First word of a workflow's name -> the kind of checkpoint that it needs."""
 
 
 def files() -> dict[Path, str]:
@@ -47,8 +54,8 @@ def files() -> dict[Path, str]:
 
 def thumbnail(name: str) -> None:
     """Write a workflow's thumbnail: what it saves, in one square picture; or its graph, if it needs the user's own checkpoint."""
-    if name in workflow_checkpoints.KINDS:
-        square = card(json.loads((FOLDER / f"{name}.json").read_text("utf-8")), workflow_checkpoints.KINDS[name])
+    if name in OWN:
+        square = card(json.loads((FOLDER / f"{name}.json").read_text("utf-8")), KINDS[name.split("_")[0]])
     else:
         square = saved(name)
     partial = FOLDER / f".{name}.partial.jpg"

@@ -8,18 +8,20 @@ from core_nodes import MODELS
 from workflow_builder import Node, Workflow
 from workflow_parts import STEPS, Chain, columns, sample, shared, sheet
 
-SD15, SDXL, TUNED = MODELS
+SD15, SDXL, TUNED, SD3 = MODELS
 NEGATIVE = "blurry, low quality, watermark"
 PROMPT = "a fox in a snowy forest at sunrise, detailed photograph"
 
 
-def _load(w: Workflow, name: str, at: tuple[float, float] = (0, 430)) -> Node:
+def load_own(w: Workflow, name: str, at: tuple[float, float] = (0, 430)) -> Node:
+    """The loader of the user's own checkpoint, with where ``name`` can be had."""
     node = w.node("CheckpointLoaderSimple", at, wide=300, ckpt_name=name)
     node.models = [{"name": name, "url": MODELS[name] + name, "directory": "checkpoints"}]
     return node
 
 
-def _note(w: Workflow, title: str, kind: str, text: str) -> None:
+def about(w: Workflow, title: str, kind: str, text: str) -> None:
+    """The note that says which checkpoint is needed."""
     w.note(
         f"## {title}\n\nChoose your **{kind}** checkpoint in *Load Checkpoint* (any one will do) and press **Run**.\n\n{text}",
         (0, 0),
@@ -28,18 +30,20 @@ def _note(w: Workflow, title: str, kind: str, text: str) -> None:
     )
 
 
-def _compare(w: Workflow, name: str, strong: float, chains: list[tuple[str, Chain]]) -> None:
+def compare(
+    w: Workflow, strong: float, chains: list[tuple[str, Chain]], *, negative: str | None = NEGATIVE, tall: float = 400.0
+) -> None:
     """One picture per chain of rules, the same prompt, negative and seed, as a labelled sheet."""
-    common = shared(w, _load(w, SD15), PROMPT, negative=NEGATIVE, batch=1, side=512)
+    common = shared(w, load_own(w, SD15), PROMPT, negative=negative, batch=1, side=512)
     cfg: Chain = (("LGCFG", {"guidance_scale": strong}),)
     first: list[tuple[str, Chain]] = [(f"CFG {strong:g}", cfg)]
-    sheet(w, columns(w, common, first + chains), name)
+    sheet(w, columns(w, common, first + chains, tall=tall), w.name)
     common.group(w)
 
 
 def sd15_scale_rules(w: Workflow) -> None:
     """Rules that change how strong the guidance is along the way."""
-    _note(
+    about(
         w,
         "How strong, and when",
         "SD 1.5",
@@ -47,9 +51,8 @@ def sd15_scale_rules(w: Workflow) -> None:
         "rising, by a curve, less where it would overshoot, or not at all once prompt and negative agree.",
     )
     cfg = ("LGCFG", {"guidance_scale": 9.0})
-    _compare(
+    compare(
         w,
-        "sd15_scale_rules",
         9.0,
         [
             ("interval", [cfg, ("LGLimitedInterval", {})]),
@@ -63,7 +66,7 @@ def sd15_scale_rules(w: Workflow) -> None:
 
 def sd15_direction_rules(w: Workflow) -> None:
     """Rules that change which way the guidance points."""
-    _note(
+    about(
         w,
         "Which way the guidance points",
         "SD 1.5",
@@ -71,9 +74,8 @@ def sd15_direction_rules(w: Workflow) -> None:
         "before it is scaled, or how the two meet: projected, tangential, sliding mode, CFG-Zero*, by frequencies.",
     )
     cfg = ("LGCFG", {"guidance_scale": 12.0})
-    _compare(
+    compare(
         w,
-        "sd15_direction_rules",
         12.0,
         [
             ("projected", [cfg, ("LGAdaptiveProjectedGuidance", {"norm_threshold": 15.0})]),
@@ -87,7 +89,7 @@ def sd15_direction_rules(w: Workflow) -> None:
 
 def sd15_contrast_rules(w: Workflow) -> None:
     """Rules against burnt colours, which act on the guided estimate."""
-    _note(
+    about(
         w,
         "Against burnt colours",
         "SD 1.5",
@@ -95,9 +97,8 @@ def sd15_contrast_rules(w: Workflow) -> None:
         "the plain one, thresholded to its range, pushed away from its own past.",
     )
     cfg = ("LGCFG", {"guidance_scale": 15.0})
-    _compare(
+    compare(
         w,
-        "sd15_contrast_rules",
         15.0,
         [
             ("rescaled", [cfg, ("LGRescaleGuidance", {})]),
@@ -109,14 +110,14 @@ def sd15_contrast_rules(w: Workflow) -> None:
 
 def sd15_two_prompts(w: Workflow) -> None:
     """What a second prompt can do: Perp-Neg, and two conditions."""
-    _note(
+    about(
         w,
         "Two prompts",
         "SD 1.5",
         "*Perp-Neg* takes away only what the second prompt does not share with the first; *both* asks for the two at once, with a scale "
         "for each.",
     )
-    load = _load(w, SD15)
+    load = load_own(w, SD15)
     second = w.node(
         "LGTextEncode",
         (0, 650),
@@ -142,15 +143,15 @@ def sd15_two_prompts(w: Workflow) -> None:
 
 def sd15_autoguidance(w: Workflow) -> None:
     """A fine-tune guided away from the model that it was made from."""
-    _note(
+    about(
         w,
         "A model and a weaker one",
         "SD 1.5",
         "This one needs two checkpoints: a fine-tune above, and the model that it was made from below. *Autoguidance* goes from the weaker "
         "one's estimate past the better one's; it needs no negative, and takes as long as CFG. Both are in memory at once.",
     )
-    load = _load(w, TUNED)
-    weak = _load(w, SD15, (0, 620))
+    load = load_own(w, TUNED)
+    weak = load_own(w, SD15, (0, 620))
     weak.title = "Load Checkpoint: the weaker one"
     common = shared(w, load, PROMPT, batch=1, side=512)
     chains: list[tuple[str, Chain]] = [
@@ -165,7 +166,7 @@ def sd15_autoguidance(w: Workflow) -> None:
 
 def _on_model(w: Workflow, name: str, side: int, scale: float) -> None:
     """Rules on the MODEL, then KSampler as ever."""
-    load = _load(w, name)
+    load = load_own(w, name)
     prompt = w.node("CLIPTextEncode", (370, 74), title="Prompt", wide=320, clip=load[1], text=PROMPT)
     negative = w.node(
         "CLIPTextEncode", (370, 290), title="Negative", wide=320, text_height=60, clip=load[1], text=NEGATIVE
@@ -190,7 +191,7 @@ def _on_model(w: Workflow, name: str, side: int, scale: float) -> None:
 
 def sd15_ksampler(w: Workflow) -> None:
     """Rules put onto the MODEL, under KSampler."""
-    _note(
+    about(
         w,
         "Rules under KSampler",
         "SD 1.5",
@@ -203,7 +204,7 @@ def sd15_ksampler(w: Workflow) -> None:
 
 def sdxl_ksampler(w: Workflow) -> None:
     """The same for SDXL."""
-    _note(
+    about(
         w,
         "Rules under KSampler",
         "SDXL",
@@ -216,14 +217,14 @@ def sdxl_ksampler(w: Workflow) -> None:
 
 def sdxl_guider(w: Workflow) -> None:
     """A chain of rules in the Guider, for SDXL."""
-    _note(
+    about(
         w,
         "Rules in a guider",
         "SDXL",
         "*Guider* takes the place of *CFGGuider*: the chain of rules before it says how the model is guided. CFG in a limited interval, "
         "projected so that it does not burn. Outside the interval the negative is not evaluated, which saves time.",
     )
-    load = _load(w, SDXL)
+    load = load_own(w, SDXL)
     prompt = w.node("CLIPTextEncode", (370, 74), title="Prompt", wide=320, clip=load[1], text=PROMPT)
     negative = w.node(
         "CLIPTextEncode", (370, 290), title="Negative", wide=320, text_height=60, clip=load[1], text=NEGATIVE
@@ -262,5 +263,3 @@ GRAPHS: dict[str, Callable[[Workflow], None]] = {
         sdxl_ksampler,
     )
 }
-KINDS = {name: "SDXL" if name.startswith("sdxl") else "SD 1.5" for name in GRAPHS}
-"""Workflow -> the kind of checkpoint that it needs."""

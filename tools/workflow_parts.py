@@ -53,14 +53,15 @@ class Shared:
     negative: Node
     size: Node
     noise: Node
-    sampler: Node
+    sampler: Node | None
     sigmas: Node
 
-    def group(self, w: Workflow) -> None:
-        """Frames around the loader and the rest."""
-        w.group("Model", [self.load], color="#8A8")
-        rest = [self.prompt, self.negative, self.size, self.noise, self.sampler, self.sigmas]
-        w.group("The same for all", rest, color="#b58b2a")
+    def group(self, w: Workflow, more: Sequence[Node] | None = None) -> None:
+        """Frames around the rest and ``more`` of the kind, and around the loader, unless there is more: that has a frame of its own."""
+        if more is None:
+            w.group("Model", [self.load], color="#8A8")
+        rest = [self.prompt, self.negative, self.size, self.noise, self.sampler, self.sigmas, *(more or ())]
+        w.group("The same for all", [node for node in rest if node is not None], color="#b58b2a")
 
 
 def shared(
@@ -72,8 +73,13 @@ def shared(
     batch: int = 4,
     side: int = SIDE,
     seed: int = 1,
+    steps: int = STEPS,
+    own_samplers: bool = False,
 ) -> Shared:
-    """Prompt, negative (None: the null condition), size, noise, sampler and steps, below one another at x = 370."""
+    """Prompt, negative (None: the null condition), size, noise, sampler and steps, below one another at x = 370.
+
+    Without the sampler if every column has one of its own.
+    """
     text = w.node("LGTextEncode", (370, 74), title="Prompt", wide=320, clip=load[1], text=prompt)
     y = 300
     if negative is None:
@@ -83,42 +89,68 @@ def shared(
         y += 74
     size = empty(w, (370, y + 110), batch, side)
     noise = w.node("LGSeededNoise", (370, y + 316), wide=320, seed=seed, batch_size=batch)
-    sampler = w.node("KSamplerSelect", (370, y + 476), wide=320, sampler_name="dpmpp_2m")
+    sampler = None
+    if not own_samplers:
+        sampler = w.node("KSamplerSelect", (370, y + 476), wide=320, sampler_name="dpmpp_2m")
+        y += 110
     sigmas = w.node(
-        "BasicScheduler", (370, y + 586), wide=320, model=load[0], scheduler="karras", steps=STEPS, denoise=1.0
+        "BasicScheduler", (370, y + 476), wide=320, model=load[0], scheduler="karras", steps=steps, denoise=1.0
     )
     return Shared(load, text, null, size, noise, sampler, sigmas)
 
 
-def columns(w: Workflow, common: Shared, chains: Sequence[tuple[str, Chain]]) -> list[tuple[str, Output]]:
-    """A sampling for every (title, chain), below one another; (title, pictures) of each."""
+def guided(
+    w: Workflow,
+    common: Shared,
+    title: str,
+    y: float,
+    parts: Sequence[Node],
+    rules: Output | None,
+    *,
+    x: float = 1130,
+    sampler: Output | None = None,
+    report: bool = False,
+) -> Output:
+    """Guider, sampling and decoder at (x, y), in one frame with ``parts``; the pictures. ``rules`` is the end of their chain."""
+    link: dict[str, Any] = {} if rules is None else {"rules": rules}
+    guider = w.node(
+        "LGGuider", (x, y), wide=240, model=common.load[0], positive=common.prompt[0], negative=common.negative[0],
+        report=report, **link,
+    )  # fmt: skip
+    sampler = sampler or (common.sampler[0] if common.sampler else None)
+    if sampler is None:
+        raise ValueError(f"{title} has no sampler, and none is shared")
+    decode = sample(
+        w, x + 290, y, common.load, guider[0], common.noise[0], sampler, common.sigmas[0], common.size[0]
+    )  # fmt: skip
+    w.group(title, [*parts, guider, w.nodes[-2], decode])
+    return decode[0]
+
+
+def columns(
+    w: Workflow, common: Shared, chains: Sequence[tuple[str, Chain]], *, tall: float = 400.0
+) -> list[tuple[str, Output]]:
+    """A sampling for every (title, chain), ``tall`` below one another; (title, pictures) of each."""
     pictures = []
     for row, (title, chain) in enumerate(chains):
-        y = place = 74 + row * 400.0
+        y = place = 74 + row * tall
         parts: list[Node] = []
         link: dict[str, Output] = {}
         for kind, settings in chain:
             parts.append(w.node(kind, (760, place), wide=320, **settings, **link))
             link = {"rules": parts[-1][0]}
             place += parts[-1].size[1] + 70
-        guider = w.node(
-            "LGGuider", (1130, y), wide=240, model=common.load[0], positive=common.prompt[0],
-            negative=common.negative[0], **link,
-        )  # fmt: skip
-        decode = sample(
-            w, 1420, y, common.load, guider[0], common.noise[0], common.sampler[0], common.sigmas[0], common.size[0]
-        )
-        pictures.append((title, decode[0]))
-        w.group(title, [*parts, guider, w.nodes[-2], decode])
+        pictures.append((title, guided(w, common, title, y, parts, link.get("rules"))))
     return pictures
 
 
-def sheet(w: Workflow, pictures: Sequence[tuple[str, Output]], name: str) -> None:
-    """One labelled sheet of all columns, saved."""
+def sheet(w: Workflow, pictures: Sequence[tuple[str, Output]], name: str, *, x: float = 2030) -> Node:
+    """One labelled sheet of all columns, saved; the node that saves it."""
     more = {f"images_{i}": picture for i, (_, picture) in enumerate(pictures[1:], start=2)}
     grid = w.node(
-        "LGPictureGrid", (2030, 74), wide=340, text_height=160, images=pictures[0][1], **more,
+        "LGPictureGrid", (x, 74), wide=340, text_height=160, images=pictures[0][1], **more,
         labels="\n".join(title for title, _ in pictures), columns=len(pictures), gap=8,
     )  # fmt: skip
-    save = w.node("SaveImage", (2030, 600), wide=900, tall=520, images=grid[0], filename_prefix=name)
+    save = w.node("SaveImage", (x, 600), wide=900, tall=520, images=grid[0], filename_prefix=name)
     w.group("The sheet", [grid, save], color="#88A")
+    return save

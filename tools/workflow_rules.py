@@ -64,6 +64,31 @@ def compare_more_rules(w: Workflow) -> None:
     common.group(w)
 
 
+def compare_weakened(w: Workflow) -> None:
+    """One prompt and seed, no negative: away from five passes of the same network, each weakened in its own way."""
+    w.note(
+        "## Away from a weakened self\n\nThese rules need no negative prompt. Each lets the network draw a second time with one of its "
+        "strengths taken away, and goes away from that: *PAG* without seeing other places, *SEG* with blurred sight, *skipped* without "
+        "some layers, *shuffled* with its places mixed up, *windows* through small windows only. Shapes gain hold and contrast.\n\n"
+        "`scale` says how far: 0 is off; if colours burn it is too much. `layers` says where: `middle` is gentle, `all` is strong. Every "
+        "one adds up with *CFG*, and costs one pass more (*windows* one and a half).",
+        (0, -80),
+        (300, 440),
+        title="About this workflow",
+    )
+    common = shared(w, emoji(w, (0, 490)), "person", batch=2)
+    chains: list[tuple[str, Chain]] = [
+        ("prompt alone", []),
+        ("PAG", [("LGPerturbedAttention", {"scale": 1.5, "layers": "all"})]),
+        ("SEG", [("LGSmoothedEnergy", {"scale": 2.0, "layers": "all"})]),
+        ("skipped", [("LGSkippedLayers", {})]),
+        ("shuffled", [("LGTokenPerturbation", {"scale": 4.0})]),
+        ("windows", [("LGSlidingWindow", {"scale": 0.6})]),
+    ]
+    sheet(w, columns(w, common, chains), w.name)
+    common.group(w)
+
+
 def compare_negatives(w: Workflow) -> None:
     """What a second prompt can do: as negative, as Perp-Neg, as a condition beside the first."""
     w.note(
@@ -101,6 +126,7 @@ def compare_negatives(w: Workflow) -> None:
         guider = w.node(
             "LGGuider", (1130, y), wide=240, model=load[0], positive=prompt[0], negative=negative[0], rules=rule[0]
         )
+        assert common.sampler is not None
         decode = sample(
             w, 1420, y, load, guider[0], common.noise[0], common.sampler[0], common.sigmas[0], common.size[0]
         )
@@ -190,5 +216,5 @@ def from_parts(w: Workflow) -> None:
 
 GRAPHS: dict[str, Callable[[Workflow], None]] = {
     graph.__name__: graph
-    for graph in (compare_rules, compare_more_rules, compare_negatives, classifier_forms, from_parts)
+    for graph in (compare_rules, compare_more_rules, compare_weakened, compare_negatives, classifier_forms, from_parts)
 }

@@ -185,7 +185,7 @@ ROWS: tuple[Row, ...] = (
         why="what the rules against too strong guidance are compared with",
     ),
     Row(key="cfg-zero-star", rule=CFGZeroStar, knob="guidance_scale", values=(2.5, 4.0, 6.0)),
-    Row(key="angle-domain", rule=AngleDomainGuidance, knob="guidance_scale", values=(2.0, 4.0, 6.0)),
+    Row(key="angle-domain", rule=AngleDomainGuidance, knob="guidance_scale", values=(4.0, 6.0, 10.0)),
     Row(key="frequency", rule=FrequencyDecoupledGuidance, knob="scale_high", values=(3.0, 5.0, 7.0, 10.0)),
     Row(key="two-conditions", rule=TwoConditions, sockets=_first_condition, knob="second_scale", values=(3.0, 5.0, 7.5)),
     Row(key="perp-neg", rule=PerpNeg, sockets=_negative, knob="guidance_scale", values=(4.0, 6.0, 7.5)),

@@ -271,3 +271,6 @@ class Rule:
 
     def check_latents(self, latents: Latents) -> None:
         """Raise UserError if the rule was made for other latents than ``latents``, a model's."""
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise UserError if the rule cannot act on latents of ``shape`` (B, ...); asked once, before the first step of a run."""

@@ -8,7 +8,7 @@ smaller before they are decoded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -32,12 +32,27 @@ class Decoder(Protocol):
         ...
 
 
+def resized(sides: Sequence[int], factor: float) -> list[int]:
+    """Sides made ``factor`` times as long, at least one."""
+    return [max(1, round(side * factor)) for side in sides]
+
+
 def resized_latents(latents: Tensor, factor: float) -> Tensor:
     """(B, C, h, w) made ``factor`` times as large, at least one across; as they are at factor 1."""
-    size = [max(1, round(side * factor)) for side in latents.shape[-2:]]
+    size = resized(latents.shape[-2:], factor)
     if size == list(latents.shape[-2:]):
         return latents
     return nn.functional.interpolate(latents, size=size, mode="bilinear", antialias=True)
+
+
+def check_pictures(shape: tuple[int, ...]) -> None:
+    """Raise UserError unless latents of ``shape`` are those of pictures, (B, C, h, w)."""
+    if len(shape) != 4:
+        raise UserError(
+            f"latents of shape {shape} for a loss on pictures",
+            expected="latents of pictures, (batch, channels, height, width)",
+            mend="use a loss in the space of latents, or a model of pictures",
+        )
 
 
 def pictures(decoder: Any, latents: Tensor, *, decode_at: float = 1.0, tile: int = 0) -> Tensor:
@@ -52,12 +67,7 @@ def pictures(decoder: Any, latents: Tensor, *, decode_at: float = 1.0, tile: int
     Raises:
         UserError: latents that are not those of pictures.
     """
-    if latents.ndim != 4:
-        raise UserError(
-            f"latents of shape {tuple(latents.shape)} for a loss on pictures",
-            expected="latents of pictures, (batch, channels, height, width)",
-            mend="use a loss in the space of latents, or a model of pictures",
-        )
+    check_pictures(tuple(latents.shape))
     small = resized_latents(latents, decode_at)
     tiled = 0 < tile < max(small.shape[-2:])
     if torch.is_grad_enabled() and (tiled or len(small) > 1):

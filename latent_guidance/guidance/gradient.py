@@ -8,12 +8,14 @@ computation, and working on clones, is sufficient.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..process import Process, expand
 from .knobs import UNLIMITED
 
@@ -57,8 +59,44 @@ def normal(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: normal(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(normal(entry) for entry in value)
+        return same_kind(value, [normal(entry) for entry in value])
     return value
+
+
+def same_kind(like: Any, entries: list[Any]) -> Any:
+    """``entries`` as a list, tuple or named tuple: whichever ``like`` is."""
+    return type(like)(*entries) if hasattr(like, "_fields") else type(like)(entries)
+
+
+SIGNS = ("nference tensor", "inplace operation", "not require grad", "grad_fn", "derivative for", "a second time")
+"""Of what autograd says when something cannot be differentiated."""
+
+
+@contextmanager
+def named_autograd(what: str, *, mend: str, backward: bool = False) -> Iterator[None]:
+    """In this context what autograd cannot do is said by name, as a UserError.
+
+    Args:
+        what: what cannot be differentiated, and for whom.
+        mend: what mends it.
+        backward: this is a backward pass, in which whatever fails is autograd's, save for want of memory (a host knows what to do then).
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in said.lower():
+            raise
+        if "inplace operation" in said:
+            what = f"{what}, whose activations another node changes in place, as FreeU does"
+        elif not backward and not any(sign in said for sign in SIGNS):
+            raise
+        first = said.strip().splitlines()[0] if said.strip() else type(error).__name__
+        raise UserError(
+            f"{what}: {first}",
+            expected="operations that autograd can pass through, on tensors that it may keep",
+            mend=mend,
+        ) from error
 
 
 def input_gradient(log_prob: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:

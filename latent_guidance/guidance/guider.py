@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,14 +14,15 @@ from ..errors import UserError
 from ..process import Process
 from ..windows import Windows
 from .base import Branch, Rule
-from .gradient import normal, normal_model_
+from .gradient import normal
+from .guided import GuidedDenoiser
 from .passes import Passes, passes
 from .record import Record
 from .report import Report, last_report
-from .run import EvaluateAt, GuidanceRun
+from .run import GuidanceRun
 
 
-class Guider:
+class Guider(GuidedDenoiser):
     """``Guider(denoiser, rules)`` is a Denoiser whose estimates are guided.
 
     All branches that the rules need of one model on the whole latent go through it in one batched call, those with changed attention among
@@ -44,9 +45,9 @@ class Guider:
         self.uncond = uncond
         self.process = denoiser.process
         self._records: list[Record] | None = [] if report else None
-        self._run = self._bound(None)
+        self.run = self._bound(None)
         self._models: dict[int, Denoiser] = {}
-        for branch in self._run.branches.values():
+        for branch in self.run.branches.values():
             _check(branch, self.process)
             if branch.model is not None:
                 self._models[id(branch.model)] = branch.model
@@ -56,7 +57,7 @@ class Guider:
     def begin(self, sigmas: Tensor) -> Guider:
         """The guider for one run over ``sigmas`` (N + 1,), with fresh state; samplers call it."""
         fresh = Guider(for_run(self.denoiser, sigmas), self.rules, uncond=self.uncond)
-        fresh._run = self._bound(sigmas)
+        fresh.run = self._bound(sigmas)
         fresh._models = {key: for_run(model, sigmas) for key, model in self._models.items()}
         return fresh
 
@@ -89,54 +90,26 @@ class Guider:
         always = frozenset({"uncond"}) if with_uncond else frozenset[str]()
         return passes(run, sigmas[:-1] if levels is None else levels, always=always)
 
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
-        """Guided estimate (B, ...) of x (B, ...) at sigma (B,); ``cond`` has batch size 1 or B."""
+    def denoisers(self) -> Iterable[Any]:
+        return (self.denoiser, *self._models.values())
 
-        return self._guided(x, sigma, lambda names, at, level: self._evaluated(names, at, level, cond))
-
-    def _guided(self, x: Tensor, sigma: Tensor, evaluate: EvaluateAt, *, also: tuple[str, ...] = ()) -> Tensor:
-        def differentiable(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
-            for model in (self.denoiser, *self._models.values()):
-                normal_model_(model)
-            return evaluate(names, at, level)
-
-        return self._run(x, sigma, lambda names: evaluate(names, x, sigma), also=also, differentiable=differentiable)
-
-    def with_uncond(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
-        """The guided estimate, as a call gives it, and the unconditional branch as the model gave it, whatever rules made of it.
-
-        Raises:
-            UserError: a guider without ``uncond``.
-        """
-        seen: dict[str, Tensor] = {}
-
-        def evaluate(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
-            found = self._evaluated(names, at, level, cond)
-            seen.update({name: estimate.detach() for name, estimate in found.items()})
-            return found
-
-        return self._guided(x, sigma, evaluate, also=("uncond",)), seen["uncond"]
-
-    def with_variance(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
-        """The guided estimate and the conditional branch's learned variance (see ``NetworkDenoiser.with_variance``)."""
-        variances: list[Tensor] = []
-
-        def evaluate(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
-            with_variance = getattr(self.denoiser, "with_variance", None)
-            if with_variance is None:
-                raise UserError(
-                    "a model that predicts no variance",
-                    expected="a learned-range network",
-                    mend="choose variance 'beta' or 'beta_tilde' in the DDPM sampler",
-                )
-            own, *others = self._grouped(names)
-            batch, patches = self._batched(own, at, level, cond)
-            with patched(self.denoiser, patches):
-                denoised, variance = cast(tuple[Tensor, Tensor], with_variance(*batch))
-            variances.append(_apart(own, variance)["cond"].detach())
-            return _apart(own, denoised) | self._by_others(others, at, level, cond)
-
-        return self._guided(x, sigma, evaluate), variances[0]
+    def evaluate(
+        self, names: tuple[str, ...], x: Tensor, sigma: Tensor, cond: Cond, *, variance: bool = False
+    ) -> list[dict[str, Tensor]]:
+        """The estimates (B, ...) of the named branches, in one call of each group; with ``variance`` the first group's variances, too."""
+        call: Any = getattr(self.denoiser, "with_variance", None) if variance else self.denoiser
+        if call is None:
+            raise UserError(
+                "a model that predicts no variance",
+                expected="a learned-range network",
+                mend="choose variance 'beta' or 'beta_tilde' in the DDPM sampler",
+            )
+        own, *others = self._grouped(names)
+        batch, patches = self._batched(own, x, sigma, cond)
+        with patched(self.denoiser, patches):
+            outputs = call(*batch) if variance else (call(*batch),)
+        estimates, *more = (_apart(own, output) for output in outputs)
+        return [estimates | self._by_others(others, x, sigma, cond), *more]
 
     def _grouped(self, names: tuple[str, ...]) -> list[list[str]]:
         """The named branches, those together that can share one call: first those of the guider's own model on the whole latent, then those
@@ -144,24 +117,16 @@ class Guider:
         groups: dict[tuple[int | None, Windows | None], list[str]] = {(None, None): []}
         for name in names:
             self._cond(name, None)  # refuses a condition that is not there before any network is called
-            branch = self._run.branches.get(name) or Branch(name)
+            branch = self.run.branches.get(name) or Branch(name)
             model = None if branch.model is None else id(branch.model)
             groups.setdefault((model, branch.windows), []).append(name)
         return list(groups.values())
-
-    def _evaluated(self, names: tuple[str, ...], x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:
-        """The estimates (B, ...) of the named branches, in one call of each group."""
-        own, *others = self._grouped(names)
-        batch, patches = self._batched(own, x, sigma, cond)
-        with patched(self.denoiser, patches):
-            estimates = _apart(own, self.denoiser(*batch))
-        return estimates | self._by_others(others, x, sigma, cond)
 
     def _by_others(self, groups: Sequence[list[str]], x: Tensor, sigma: Tensor, cond: Cond) -> dict[str, Tensor]:
         """The estimates (B, ...) of further groups of branches, in one call each."""
         estimates: dict[str, Tensor] = {}
         for names in groups:
-            branch = self._run.branches[names[0]]
+            branch = self.run.branches[names[0]]
             denoiser = self.denoiser if branch.model is None else self._models[id(branch.model)]
             windows = branch.windows
             pieces = x if windows is None else windows.crops(x)
@@ -184,13 +149,13 @@ class Guider:
         batch = x.shape[0]
         sigma = sigma.expand(batch)
         conds = [repeat_cond(self._cond(name, cond), batch // times) for name in names for _ in range(times)]
-        branches = [self._run.branches.get(name) or Branch(name) for name in names]
-        patches = [patch for branch in branches for patch in branch.patches(sigma, self._run.sigmas)]
+        branches = [self.run.branches.get(name) or Branch(name) for name in names]
+        patches = [patch for branch in branches for patch in branch.patches(sigma, self.run.sigmas)]
         return (torch.cat([x] * len(names)), sigma.repeat(len(names)), concat_conds(normal(conds))), patches
 
     def _cond(self, name: str, cond: Cond) -> Cond:
         """The condition of the named branch."""
-        branch = self._run.branches.get(name)
+        branch = self.run.branches.get(name)
         which = name if branch is None else branch.cond
         if not isinstance(which, str):
             return cast(Cond, which)

@@ -102,7 +102,7 @@ class LossGuidedDiffusion(LossRule):
 
     def shift(self, step: Step, sigmas: Tensor | None) -> Tensor:
         radius = self.spread * step.sigma * step.process.unit_scale(step.sigma)
-        around = draws_like(step.denoised, self.draws, self.seed, step.index)
+        around = draws_like(step.denoised, self.draws, self.seed, step.index, radius)
         _, gradient = smoothed_gradient(lambda at: self.loss_gradient(step, at), step.denoised, radius, around)
         shift = score_form(step.process, -self.guidance_scale * self.pulled_back(gradient, step), step.sigma)
         return self.relative(shift, step) if self.scaling == "relative" else shift

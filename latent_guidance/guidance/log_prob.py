@@ -27,6 +27,7 @@ from .gradient import (
     clip_norm,
     finite_or_unguided,
     input_gradient,
+    named_autograd,
     normal,
     normal_parameters_,
     relative_scale,
@@ -116,7 +117,9 @@ class LogProbGuidance(Rule):
             check_values(found, x, name_of(self.loss))
             return found, found
 
-        gradient, found = input_gradient(values, step.x)
+        mend = "leave out what cannot be differentiated in log_prob"
+        with named_autograd(f"the gradient of {name_of(self.loss)} in {self.node.name}", mend=mend):
+            gradient, found = input_gradient(values, step.x)
         gradient = torch.where(expand(torch.isfinite(found), gradient), gradient, torch.full_like(gradient, torch.nan))
         gradient = gradient / expand(step.process.unit_scale(step.sigma), gradient)  # in VP coordinates, as clip has it
         gradient = finite_or_unguided(gradient, rule=self.node.name, index=step.index, sigma=step.sigma)

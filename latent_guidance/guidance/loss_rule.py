@@ -19,13 +19,13 @@ from torch import Tensor
 from ..errors import UserError
 from ..process import Process, expand
 from .base import NodeText, Rule, Stage, Step
-from .decoding import pictures
+from .decoding import check_pictures, pictures, resized
 from .gates import EveryK, GradientClip, SigmaHi, SigmaLo
-from .gradient import clip_norm, finite_or_unguided, normal_parameters_, relative_scale
+from .gradient import clip_norm, finite_or_unguided, named_autograd, normal_parameters_, relative_scale
 from .knobs import UNLIMITED, Number, Socket, Whole
 from .latents import Latents
 from .limited_interval import check_window, inside_window
-from .losses.base import loss_values, name_of, named_errors, networks_of, parts_of
+from .losses.base import check_shape, loss_values, name_of, networks_of, parts_of
 
 LossSocket = Annotated[
     Any,
@@ -75,6 +75,8 @@ DecodeTile = Annotated[
         "求梯度时，SD 1.5 或 SDXL 的 VAE 在 64 时以 fp32 占用 5.6 GiB，fp16 或 bf16 减半。0 表示从不分块；否则至少为 16。",
     ),
 ]
+
+_MEND = "use operations that can be differentiated in the loss, and a VAE and networks that are not compiled or quantised for inference"
 
 
 def x0_only(process: Process, change: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
@@ -128,6 +130,14 @@ class LossRule(Rule):
                 mend=f"connect the checkpoint's VAE to the vae input of {self.node.name}",
             )
 
+    def decoded_at_once(self, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The shape (1, C, h, w) of what the VAE decodes with a graph at once, of latents of ``shape`` (B, C, h, w); None for nothing."""
+        looks = not self.off and any(part.space == "picture" for _, part in parts_of(self.loss))
+        if not looks or len(shape) != 4:
+            return None
+        sides = resized(shape[-2:], self.decode_at)
+        return (1, shape[1], *(min(side, self.decode_tile or side) for side in sides))
+
     @property
     def off(self) -> bool:
         """Whether nothing is added at any step."""
@@ -154,6 +164,12 @@ class LossRule(Rule):
             check: Callable[[Latents], None] | None = getattr(part, "check_latents", None)
             if check is not None:
                 check(latents)
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        for _, part in () if self.off else parts_of(self.loss):
+            if part.space == "picture":
+                check_pictures(shape)
+            check_shape(part, shape)
 
     def closed(self, process: Process, sigmas: Tensor) -> str:
         opens = self.off or bool(inside_window(sigmas[:: self.every_k], self.sigma_lo, self.sigma_hi).any())
@@ -199,7 +215,9 @@ class LossRule(Rule):
         with torch.inference_mode(False), torch.enable_grad():
             leaf = at.detach().clone().requires_grad_()
             values = self._values(step, leaf)
-            (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+            whose = f"the gradient of the loss {name_of(self.loss)} in {self.node.name}"
+            with named_autograd(whose, mend=_MEND, backward=True):
+                (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
         if gradient is None:
             raise UserError(
                 f"the loss {name_of(self.loss)}, whose answer does not depend on the estimate",
@@ -218,11 +236,11 @@ class LossRule(Rule):
             if space != "latent" and "vae" not in seen:
                 seen["vae"] = self._unscaled(step, leaf)
             if space == "picture" and space not in seen:
-                seen[space] = pictures(self.vae, seen["vae"], decode_at=self.decode_at, tile=self.decode_tile)
+                with named_autograd(f"the VAE at {self.node.name}", mend=_MEND):
+                    seen[space] = pictures(self.vae, seen["vae"], decode_at=self.decode_at, tile=self.decode_tile)
             return seen[space]
 
-        with named_errors(self.loss):
-            return loss_values(self.loss, estimate_in, step.index)
+        return loss_values(self.loss, estimate_in, step.index)
 
     def _unscaled(self, step: Step, latents: Tensor) -> Tensor:
         if step.unscaled is not None:

@@ -44,6 +44,39 @@ class NoisyNetwork(Protocol):
     network: nn.Module | None
 
 
+def check_network_latents(config: NetworkConfig, latents: Latents, what: str, where: str, loader: str) -> None:
+    """Refuse a network made for other latents than a model's.
+
+    Args:
+        config: of the network.
+        latents: the model's.
+        what: what errors call the network.
+        where: the rule or the loss that goes by it.
+        loader: the node that loads one.
+
+    Raises:
+        UserError: naming both kinds of latents.
+    """
+    mine = Latents(config.latent_space, config.latent_channels, config.scaling_factor, config.shift_factor)
+    if not mine.same_as(latents):
+        raise UserError(
+            f"a {what} for the latents of {mine} in {where}, on a model with the latents of {latents}",
+            expected=f"a {what} trained on the latents of {latents.name!r}",
+            mend=f"choose one in the node {loader}, train one on these latents, or load a model on {mine.name!r}",
+        )
+
+
+def check_network_shape(config: NetworkConfig, shape: tuple[int, ...], what: str, loader: str) -> None:
+    """Raise UserError unless ``shape`` is that of the pictures' latents which a network takes; see :func:`check_network_latents`."""
+    channels = config.latent_channels
+    if len(shape) != 4 or shape[1] != channels:
+        raise UserError(
+            f"a latent of shape {shape} for a {what} of {channels} channels",
+            expected=f"(batch, {channels}, height, width)",
+            mend=f"use the {what} with the model it was trained for (the node {loader})",
+        )
+
+
 class NoisyNetworkRule(Rule):
     """Base of the rules that follow one network on noisy latents. Subclasses have these fields, as knobs."""
 
@@ -71,14 +104,12 @@ class NoisyNetworkRule(Rule):
         return (self.followed,)
 
     def check_latents(self, latents: Latents) -> None:
-        config = self.followed.config
-        mine = Latents(config.latent_space, config.latent_channels, config.scaling_factor, config.shift_factor)
-        if not mine.same_as(latents):
-            raise UserError(
-                f"a {self.what} for the latents of {mine} in {self.node.name}, on a model with the latents of {latents}",
-                expected=f"a {self.what} trained on the latents of {latents.name!r}",
-                mend=f"choose one in the node {self.loader}, train one on these latents, or load a model on {mine.name!r}",
-            )
+        check_network_latents(self.followed.config, latents, self.what, self.node.name, self.loader)
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        check_network_shape(self.followed.config, shape, self.what, self.loader)
+        if self.mask is not None:
+            batch_of_masks(self.mask, shape[0])
 
     def closed(self, process: Process, sigmas: Tensor) -> str:
         if self.guidance_scale == 0 or any(bool(self.active(process, s[None], i).any()) for i, s in enumerate(sigmas)):
@@ -127,13 +158,7 @@ class NoisyNetworkRule(Rule):
         Raises:
             UserError: x is not of the network's latents.
         """
-        channels = self.followed.config.latent_channels
-        if x.ndim != 4 or x.shape[1] != channels:
-            raise UserError(
-                f"a latent of shape {tuple(x.shape)} for a {self.what} of {channels} channels",
-                expected=f"(batch, {channels}, height, width)",
-                mend=f"use the {self.what} with the model it was trained for (the node {self.loader})",
-            )
+        self.check_shape(tuple(x.shape))
         result = torch.zeros_like(x)
         active = self.active(process, sigma, index)
         if self.guidance_scale == 0 or not bool(active.any()):
@@ -161,17 +186,27 @@ def spread(values: Tensor, active: Tensor) -> Tensor:
     return result
 
 
+def batch_of_masks(mask: Tensor, batch: int) -> Tensor:
+    """A mask (H, W) or (N, H, W) as (N, H, W), N being 1 or ``batch``.
+
+    Raises:
+        UserError: another number of masks.
+    """
+    mask = mask if mask.ndim == 3 else mask[None]
+    if mask.shape[0] not in (1, batch):
+        raise UserError(
+            f"{mask.shape[0]} masks for a batch of {batch}",
+            expected="one mask, or one for each picture",
+            mend="connect a single mask",
+        )
+    return mask
+
+
 def resized_mask(mask: Tensor, x: Tensor) -> Tensor:
     """A mask (H, W) or (B, H, W) in [0, 1] at x's own height and width, (1 or B, 1, h, w) in x's dtype.
 
     Raises:
         UserError: the mask's batch is neither 1 nor x's.
     """
-    mask = mask if mask.ndim == 3 else mask[None]
-    if mask.shape[0] not in (1, x.shape[0]):
-        raise UserError(
-            f"{mask.shape[0]} masks for a batch of {x.shape[0]}",
-            expected="one mask, or one for each picture",
-            mend="connect a single mask",
-        )
+    mask = batch_of_masks(mask, x.shape[0])
     return nn.functional.interpolate(mask[:, None].to(x), size=x.shape[-2:], mode="bilinear", antialias=True)

@@ -1,6 +1,7 @@
 """What happens at each call of a run, kept for its report: see :mod:`.report`.
 
-Numbers stay tensors where they were computed, so that keeping a record never waits for a device.
+Numbers stay tensors where they were computed, so that keeping a record never waits for a device, until the run is over
+(:meth:`Record.settle`).
 
 Every size is the root mean square over one sample's latent, in the denoised estimate D. A rule's *contribution* is what D would
 have been without its act, taken at the place in the chain where it acts:
@@ -75,6 +76,16 @@ class Record:
         self._noted: dict[str, Tensor] = {}
         self._scale_changes: dict[str, Tensor] = {}
         self._met: Step | None = None
+
+    def settle(self) -> None:
+        """Bring every number to the CPU: the run is over, and what is kept of it holds no memory of a device."""
+        self._noted, self._scale_changes, self._met = {}, {}, None
+        for call in self.calls:
+            call.sigma, call.guidance_scale = call.sigma.cpu(), call.guidance_scale.cpu()
+            call.delta = None if call.delta is None else call.delta.cpu()
+            call.denoised = None if call.denoised is None else call.denoised.cpu()
+            for numbers in (call.contributions, *call.notes.values()):
+                numbers.update({name: value.cpu() for name, value in numbers.items()})
 
     def describe(
         self, rules: Sequence[str], labels: Mapping[str, str], pieces: Mapping[str, int] | None = None

@@ -15,14 +15,21 @@ from torch import Tensor
 from ..errors import UserError
 from ..process import expand
 from .base import Step
+from .gradient import named_autograd
+
+MEND = (
+    "use a rule at the estimate itself, such as MPGD; or a model that is not compiled or quantised for inference, without nodes that "
+    "change its activations"
+)
 
 
-def recorded(step: Step, guide: Callable[[Step], Step]) -> Step:
+def recorded(step: Step, guide: Callable[[Step], Step], rules: str) -> Step:
     """``guide(step)``, which evaluates the network and combines the branches, with a ``pull_back`` and nothing else attached to a graph.
 
     Args:
         step: with an x (B, ...) of any autograd mode.
         guide: is given the step with an x that requires a gradient, outside inference mode; answers it with ``guided``.
+        rules: the names of those for which this is done, for errors.
 
     Raises:
         UserError: an estimate that does not depend on x as far as autograd knows.
@@ -30,17 +37,18 @@ def recorded(step: Step, guide: Callable[[Step], Step]) -> Step:
     with torch.inference_mode(False), torch.enable_grad():
         leaf = step.x.detach().clone().requires_grad_()
         fresh = {"sigma": step.sigma.clone(), "guidance_scale": step.guidance_scale.clone()}
-        live = guide(step.replace(x=leaf, **fresh))
+        with named_autograd(f"the model, evaluated with its gradient for {rules}", mend=MEND):
+            live = guide(step.replace(x=leaf, **fresh))
         guided = live.denoised
     if not guided.requires_grad:
         raise UserError(
-            "a model whose estimate has no gradient with respect to x",
-            expected="a model that autograd can pass through, for guidance through the denoiser",
-            mend="use a rule at the estimate itself, such as MPGD, or a model that is not compiled or quantised for inference",
+            f"a model whose estimate has no gradient with respect to x, for {rules}",
+            expected="a model that autograd can pass through",
+            mend=MEND,
         )
 
     def pull_back(gradient: Tensor) -> Tensor:
-        return _pulled(gradient, guided, leaf)
+        return _pulled(gradient, guided, leaf, rules)
 
     plain = {name: estimate.detach() for name, estimate in live.estimates.items()}
     evaluated = {name: estimate.detach() for name, estimate in live.evaluated.items()}
@@ -48,21 +56,13 @@ def recorded(step: Step, guide: Callable[[Step], Step]) -> Step:
     return live.replace(**fields, estimates=plain, evaluated=evaluated, guided=guided.detach(), pull_back=pull_back)
 
 
-def _pulled(gradient: Tensor, guided: Tensor, leaf: Tensor) -> Tensor:
+def _pulled(gradient: Tensor, guided: Tensor, leaf: Tensor, rules: str) -> Tensor:
     """J^T gradient (B, ...), with each sample's gradient brought to a largest value of 1 on its way, so that half precision holds it."""
     with torch.inference_mode(False):
         gradient = gradient.detach().clone().to(guided.dtype)
         peak = gradient.flatten(1).abs().amax(dim=1)
         usable = (peak > 0) & torch.isfinite(peak)
         peak = torch.where(usable, peak, torch.ones_like(peak))
-        try:
+        with named_autograd(f"the backward pass through the model, for {rules}", mend=MEND, backward=True):
             (pulled,) = torch.autograd.grad(guided, leaf, gradient / expand(peak, gradient), retain_graph=True)
-        except RuntimeError as error:
-            if "inplace operation" not in str(error):
-                raise
-            raise UserError(
-                "a model whose activations another node changes in place, as FreeU does",
-                expected="a model that autograd can pass through, for guidance through the denoiser",
-                mend="take that node out, or use a rule at the estimate itself, such as MPGD",
-            ) from error
         return pulled.detach() * expand(peak, pulled).to(pulled)

@@ -28,6 +28,9 @@ RUNS = 64
 """How many runs are kept to be asked for by their latents; older ones are let go."""
 
 
+_HALVES = (torch.float16, torch.bfloat16)
+
+
 def _numbers(values: Tensor) -> list[float | None]:
     """(B,) with six digits; None for what is not a number."""
     return [float(f"{value:.6g}") if math.isfinite(value) else None for value in values.tolist()]
@@ -113,6 +116,11 @@ def _fingerprint(samples: Tensor) -> str:
     return hashlib.sha256(repr(tuple(values.shape)).encode() + values.numpy().tobytes()).hexdigest()
 
 
+def _fingerprints(samples: Tensor) -> dict[torch.dtype, str]:
+    """That of latents as they are, and those of what is left of them where a program keeps its latents in half precision."""
+    return {torch.float32: _fingerprint(samples)} | {kind: _fingerprint(samples.to(kind)) for kind in _HALVES}
+
+
 class Reports:
     """The records of the last runs, found by the latents that a run ended in.
 
@@ -121,14 +129,15 @@ class Reports:
     """
 
     def __init__(self, runs: int = RUNS) -> None:
-        self._runs: deque[tuple[weakref.ref[Tensor], str, list[Record]]] = deque(maxlen=runs)
+        self._runs: deque[tuple[weakref.ref[Tensor], dict[torch.dtype, str], list[Record]]] = deque(maxlen=runs)
 
     def keep(self, samples: Tensor, record: Record) -> None:
         """Keep ``record`` of the run that ended in ``samples`` (B, ...); a second record of the same run joins the first."""
+        record.settle()
         if self._runs and self._runs[-1][0]() is samples:
             self._runs[-1][2].append(record)
         else:
-            self._runs.append((weakref.ref(samples), _fingerprint(samples), [record]))
+            self._runs.append((weakref.ref(samples), _fingerprints(samples), [record]))
 
     def find(self, samples: Any) -> Report:
         """The report of the run that ended in ``samples`` (B, ...): in this very tensor, else the last one in an equal one.
@@ -139,8 +148,8 @@ class Reports:
         runs = list(reversed(self._runs)) if isinstance(samples, Tensor) else []
         mine = [records for tensor, _, records in runs if tensor() is samples]
         if not mine and runs:
-            wanted = _fingerprint(samples)
-            mine = [records for _, fingerprint, records in runs if fingerprint == wanted]
+            wanted, kind = _fingerprint(samples), samples.dtype if samples.dtype in _HALVES else torch.float32
+            mine = [records for _, fingerprints, records in runs if fingerprints[kind] == wanted]
         if not mine:
             raise UserError(
                 "a latent that no run with a report ended in",

@@ -108,12 +108,27 @@ def check_on_model(rules: Sequence[Rule]) -> None:
             )
 
 
+def _differentiating(rules: Sequence[Rule]) -> str:
+    """The names of the rules that differentiate through the denoiser."""
+    return " and ".join(repr(rule.node.name) for rule in rules if rule.may_differentiate())
+
+
 def _no_gradient(rules: Sequence[Rule]) -> UserError:
-    names = " and ".join(repr(rule.node.name) for rule in rules if rule.may_differentiate())
     return UserError(
-        f"{names} where the estimate comes without its gradient with respect to x",
+        f"{_differentiating(rules)} where the estimate comes without its gradient with respect to x",
         expected="a guider that evaluates the model for the rule",
         mend="connect the rule to Guider and sample with SamplerCustomAdvanced",
+    )
+
+
+def no_negative(
+    what: str, *, mend: str = "connect one to the guider's negative input, for instance Null Conditioning"
+) -> UserError:
+    """The error that there is no negative conditioning, which ``what`` needs; for the hosts."""
+    return UserError(
+        f"{what}, and no negative conditioning",
+        expected="a negative conditioning (the encoding of an empty prompt)",
+        mend=mend,
     )
 
 
@@ -241,6 +256,7 @@ class GuidanceRun:
         also: tuple[str, ...] = (),
         host_combine: Callable[[Step], Tensor] | None = None,
         differentiable: EvaluateAt | None = None,
+        base_scale: float | None = None,
     ) -> Tensor:
         """The guided denoised estimate (B, ...).
 
@@ -253,18 +269,25 @@ class GuidanceRun:
             host_combine: how a host combines the branches where the chain has no COMBINE rule; plain CFG without it.
             differentiable: called in the place of ``evaluate`` at the steps at which a rule differentiates through the denoiser;
                 None if the host cannot.
+            base_scale: w of this call where no rule of the chain brings its own; None leaves it at the run's.
 
         Raises:
-            UserError: a rule that differentiates, and a host or a model that cannot; at the first call.
+            UserError: a rule that differentiates, and a host or a model that cannot, or latents of a shape that a rule cannot act on;
+                at the first call.
         """
-        step = self._before_the_network(x, sigma)
+        self._check_shape(tuple(x.shape))
+        step = self._before_the_network(x, sigma, base_scale)
         wanted = self._wanted(step)
         names = (*wanted, *(name for name in also if name not in wanted))
         if self._differentiates(step):
             if differentiable is None:
                 raise _no_gradient(self.rules)
             at = differentiable
-            step = recorded(step, lambda live: self._guided(live, wanted, at(names, live.x, live.sigma), host_combine))
+            step = recorded(
+                step,
+                lambda live: self._guided(live, wanted, at(names, live.x, live.sigma), host_combine),
+                _differentiating(self.rules),
+            )
         else:
             step = self._guided(step, wanted, evaluate(names), host_combine)
         shifts = []
@@ -277,6 +300,12 @@ class GuidanceRun:
             with torch.no_grad():
                 self.record.end(guided)
         return guided
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        """Let every rule refuse latents of ``shape`` (B, ...), at the first call."""
+        if not self._proved:
+            for rule in self.rules:
+                rule.check_shape(shape)
 
     def _differentiates(self, step: Step) -> bool:
         """Whether this step is evaluated under autograd: a rule wants it, or it is the first, at which a model that cannot is refused."""
@@ -308,9 +337,11 @@ class GuidanceRun:
             step = self._seen(name, step, step.replace(guided=change(step)))
         return step
 
-    def _before_the_network(self, x: Tensor, sigma: Tensor) -> Step:
+    def _before_the_network(self, x: Tensor, sigma: Tensor, base_scale: float | None = None) -> Step:
         """The step as it stands when the network is called, with the scale that the rules have left."""
-        scale, index = torch.full_like(sigma, self.base_scale), step_index(sigma, self.sigmas)
+        if base_scale is None or hasattr(self._combining, "guidance_scale"):
+            base_scale = self.base_scale
+        scale, index = torch.full_like(sigma, base_scale), step_index(sigma, self.sigmas)
         note = None if self.record is None else self.record.note
         step = Step(self.process, x, sigma, index, scale, {}, unscaled=self._unscaled, note=note)
         if self.record is not None:

@@ -1,7 +1,7 @@
 r"""Sliding-mode CFG (SMC-CFG): a switching correction of what the branches differ by, as a sliding-mode controller would make it.
 
-With the difference e = u_c - u_u as the error that guidance feeds back, and e' the corrected error of the call before (e itself at the
-first call of a run),
+With the difference e = u_c - u_u as the error that guidance feeds back, and e' the corrected error of the noise level before (e itself at
+the first level of a run),
 
     s = (e - e') + lambda e'                     the sliding surface
     e <- e - k sign(s)                           the switching correction, which is remembered as the next e'
@@ -28,8 +28,9 @@ from torch import Tensor
 
 from ..process import expand
 from .base import NodeText, Rule, Stage, Step
-from .gradient import normal, sample_norm
+from .gradient import sample_norm
 from .knobs import Choice, Number
+from .memory import LevelMemory
 
 
 def switching_correction(error: Tensor, previous: Tensor, *, slope: float, gain: float, switching: str) -> Tensor:
@@ -37,7 +38,7 @@ def switching_correction(error: Tensor, previous: Tensor, *, slope: float, gain:
 
     Args:
         error: e (B, ...).
-        previous: the corrected error of the call before (B, ...); ``error`` itself at the first one.
+        previous: the corrected error of the noise level before (B, ...); ``error`` itself at the first one.
         slope: lambda of the sliding surface.
         gain: k.
         switching: "sign" of each element, or "unit": s over its length, 0 where that is 0.
@@ -98,10 +99,9 @@ class SlidingModeCFG(Rule):
     ] = "sign"
 
     def bind(self, sigmas: Tensor | None) -> Callable[[Step], Mapping[str, Tensor]]:
-        previous: Tensor | None = None
+        memory = LevelMemory()
 
         def apply(step: Step) -> Mapping[str, Tensor]:
-            nonlocal previous
             if "uncond" not in step.estimates:
                 return {}
             cond, uncond = (
@@ -109,9 +109,10 @@ class SlidingModeCFG(Rule):
                 for denoised in (step.cond_denoised, step.uncond_denoised)
             )
             error = cond - uncond
-            before = normal(error.detach() if previous is None or previous.shape != error.shape else previous)
+            kept, known = memory.recall(step.sigma, error)
+            before = torch.where(expand(known, error), kept, error.detach())
             correction = switching_correction(error, before, slope=self.slope, gain=self.gain, switching=self.switching)
-            previous = (error + correction).detach()
+            memory.keep(error + correction)
             # D moves by -sigma / (alpha + sigma) for each unit of u
             noise_share = step.sigma / (step.process.alpha(step.sigma) + step.sigma)
             return {"cond": step.cond_denoised - expand(noise_share, error) * correction}

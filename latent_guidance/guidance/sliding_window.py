@@ -105,6 +105,10 @@ class SlidingWindow(WeakenedPass):
     def patch(self) -> Windows:
         return Windows(self.size, self.windows)
 
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        if not self.idle:
+            self.patch().check_shape(shape)
+
     def guided(self, step: Step, weak_denoised: Tensor, scale: Tensor) -> Tensor:
         led = away_from(step.denoised, step.evaluated["cond"], weak_denoised, scale)
         if not self.masked:

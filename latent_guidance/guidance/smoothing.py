@@ -16,8 +16,11 @@ from torch import Tensor
 from ..process import expand
 
 
-def draws_like(x: Tensor, count: int, seed: int, index: int | None) -> list[Tensor]:
-    """``count`` unit Gaussians (1, ...) of one sample's shape, for the step ``index`` of a run."""
+def draws_like(x: Tensor, count: int, seed: int, index: int | None, radius: Tensor | None = None) -> list[Tensor]:
+    """``count`` unit Gaussians (1, ...) of one sample's shape, for the step ``index`` of a run; none where ``radius`` (B,) is 0 for all:
+    nothing is asked of them there."""
+    if radius is not None and not bool((radius > 0).any()):
+        return []
     generator = torch.Generator().manual_seed((seed * 1_000_003 + (index or 0)) % 2**63)
     shape = (1, *x.shape[1:])
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(x) for _ in range(count)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..process import Process
-from .base import Stage
+from .base import Stage, network_key
 from .windows import warn_of_closed_windows
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
@@ -39,6 +39,27 @@ def check_step_rules(rules: Sequence[Any]) -> None:
                     f"two rules in one sampler with {name} = {before[0]!r} and {value!r}",
                     expected="the same value in both",
                     mend=f"set the same value in {before[1]!r} and {rule.node.name!r}",
+                )
+
+
+def check_not_twice(guiding: Sequence[Any], step_rules: Sequence[Any]) -> None:
+    """Refuse a network that guides in the guider and again inside the sampler's step.
+
+    Args:
+        guiding: the rules of the guider and of its model.
+        step_rules: those of the sampler.
+
+    Raises:
+        UserError: naming both rules.
+    """
+    for step_rule in step_rules:
+        mine = {network_key(handle) for handle in step_rule.networks()}
+        for rule in guiding:
+            if mine & {network_key(handle) for handle in rule.networks()}:
+                raise UserError(
+                    f"the same network guides twice: {rule.node.name!r} in the guider and {step_rule.node.name!r} in the sampler",
+                    expected="one of the two",
+                    mend="take the rule out of the guider's chain (or off its model), or out of the sampler's",
                 )
 
 

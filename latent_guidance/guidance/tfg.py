@@ -25,12 +25,16 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from ..process import Process, expand
 from .base import NodeText, Step
 from .grid import next_level
 from .knobs import Choice, Number, Whole
 from .loss_rule import LossRule, x0_only, x_step
 from .smoothing import draws_like, smoothed_gradient
+
+MOST_LOOKS = 256
+"""How often one step may ask the loss at most, in the iterations at the estimate: iterations times draws."""
 
 
 def alpha_ratio(process: Process, sigma: Tensor, sigma_next: Tensor) -> Tensor:
@@ -155,6 +159,16 @@ class TrainingFreeGuidance(LossRule):
         ),
     ] = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        looks = self.iterations * (self.draws if self.gamma > 0 else 1)
+        if looks > MOST_LOOKS:
+            raise UserError(
+                f"{self.iterations} iterations of {self.draws} draws each in {self.node.name}, which ask the loss {looks} times a step",
+                expected=f"iterations times draws of at most {MOST_LOOKS} (the paper takes 4 iterations)",
+                mend="lower iterations or draws; with gamma 0 the draws do not count",
+            )
+
     @property
     def off(self) -> bool:
         return self.guidance_scale == 0 and (self.mean_scale == 0 or self.iterations == 0)
@@ -166,7 +180,7 @@ class TrainingFreeGuidance(LossRule):
         sigma_next = next_level(step.sigma, sigmas)
         weight = schedule_weight(step.process, step.sigma, sigmas, sigma_next, self.schedule)
         radius = self.gamma * (1 - step.process.alphas_cumprod(step.sigma)).sqrt()
-        around = draws_like(step.denoised, self.draws, self.seed, step.index)
+        around = draws_like(step.denoised, self.draws, self.seed, step.index, radius)
 
         def smoothed(at: Tensor) -> Tensor:
             return smoothed_gradient(lambda there: self.loss_gradient(step, there), at, radius, around)[1]

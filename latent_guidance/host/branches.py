@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,11 +15,12 @@ from ..attention import AttentionPatch, check_patch, patched
 from ..denoiser import Cond, Denoiser, concat_conds, for_run
 from ..errors import UserError
 from ..guidance import Branch, GuidanceRun
-from ..guidance.gradient import normal, normal_model_
+from ..guidance.gradient import normal
+from ..guidance.guided import GuidedDenoiser
+from ..guidance.latents import check_other_model
 from ..guidance.passes import Passes, noise_range, passes
 from ..guidance.record import Record
-from ..guidance.run import EvaluateAt
-from ..process import Process
+from ..guidance.run import no_negative
 from ..windows import Windows
 from .objects import Conditioning, GuiderNode, Model
 
@@ -85,7 +86,7 @@ class Network:
         return averaged
 
 
-class RunDenoiser:
+class RunDenoiser(GuidedDenoiser):
     """A GuiderNode as the Denoiser of one run; all branches of a step that one model evaluates on the whole latent go through it in one
     call.
 
@@ -99,7 +100,7 @@ class RunDenoiser:
     """
 
     def __init__(self, guider: GuiderNode, sigmas: Tensor, *, by_uncond: bool = False) -> None:
-        self.process: Process = guider.model.denoiser.process
+        self.process = guider.model.denoiser.process
         record = Record() if guider.report or guider.model.report else None
         factor = guider.model.latent_space.scaling_factor
         self.run = GuidanceRun(
@@ -112,9 +113,8 @@ class RunDenoiser:
         )
         needs_uncond = by_uncond or self.run.may_need_uncond
         if needs_uncond and guider.negative is None:
-            raise UserError(
-                f"{'a CFG++ sampler' if by_uncond else 'guidance'} that needs an unconditional estimate, and no negative conditioning",
-                expected="a negative conditioning (the encoding of an empty prompt)",
+            raise no_negative(
+                f"{'a CFG++ sampler' if by_uncond else 'guidance'} that needs an unconditional estimate",
                 mend="connect the negative input of the guider, or use CFGGuider instead of BasicGuider",
             )
         self.own = Network(guider.model, for_run(guider.model.denoiser, sigmas))
@@ -138,42 +138,13 @@ class RunDenoiser:
         if record is not None:
             record.entries = {name: len(conds) for net in self.networks for name, conds in net.branches.items()}
 
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
-        return self._guided(x, sigma, lambda names, at, level: self._evaluate(names, at, level)[0])
+    def denoisers(self) -> Iterable[Any]:
+        return (network.denoiser for network in self.networks)
 
-    def _guided(self, x: Tensor, sigma: Tensor, evaluate: EvaluateAt, *, also: tuple[str, ...] = ()) -> Tensor:
-        def differentiable(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
-            for network in self.networks:
-                normal_model_(network.denoiser)
-            return evaluate(names, at, level)
-
-        return self.run(x, sigma, lambda names: evaluate(names, x, sigma), also=also, differentiable=differentiable)
-
-    def with_uncond(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
-        """The guided estimate and the negative's as the model gave it; for a run made with ``by_uncond``."""
-        seen: dict[str, Tensor] = {}
-
-        def evaluate(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
-            found = self._evaluate(names, at, level)[0]
-            seen.update({name: estimate.detach() for name, estimate in found.items()})
-            return found
-
-        return self._guided(x, sigma, evaluate, also=("uncond",)), seen["uncond"]
-
-    def with_variance(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
-        """The guided estimate and the conditional branch's learned variance."""
-        variances: list[Tensor] = []
-
-        def evaluate(names: tuple[str, ...], at: Tensor, level: Tensor) -> Mapping[str, Tensor]:
-            estimates, variance = self._evaluate(names, at, level, variance=True)
-            variances.append(variance["cond"].detach())
-            return estimates
-
-        return self._guided(x, sigma, evaluate), variances[0]
-
-    def _evaluate(
-        self, names: tuple[str, ...], x: Tensor, sigma: Tensor, *, variance: bool = False
+    def evaluate(
+        self, names: tuple[str, ...], x: Tensor, sigma: Tensor, cond: Cond, *, variance: bool = False
     ) -> list[dict[str, Tensor]]:
+        """The estimates (B, ...) of the named branches on their own conditions; ``cond`` is not looked at."""
         estimates, *more = self.own.evaluate(names, x, sigma, variance=variance)
         for network in self.networks[1:]:
             if any(name in names for name in network.branches):
@@ -206,28 +177,11 @@ def check_model(other: Any, model: Model) -> None:
     Raises:
         UserError: the same network, one of other latents or of another process, or one with rules of its own.
     """
-    if other.denoiser is model.denoiser:
-        raise UserError(
-            "one model as a rule's own and as the guider's",
-            expected="another network: smaller, or trained for less long",
-            mend="load the rule's model from another checkpoint",
-        )
-    if other.rules:
-        raise UserError(
-            f"a rule's own model with rules on it ({', '.join(rule.node.name for rule in other.rules)})",
-            expected="a plain model",
-            mend="take Apply Guidance to Model out from before the rule",
-        )
-    mine, theirs = model.latent_space, other.latent_space
-    same = mine.channels == theirs.channels and math.isclose(mine.scaling_factor, theirs.scaling_factor, rel_tol=1e-6)
-    if not same or other.denoiser.process != model.denoiser.process:
-        raise UserError(
-            f"a rule's own model of {other.denoiser.process} on {theirs.name} latents ({theirs.channels} channels, scaling "
-            f"{theirs.scaling_factor:g}), for a guider's of {model.denoiser.process} on {mine.name} latents "
-            f"({mine.channels} channels, scaling {mine.scaling_factor:g})",
-            expected="both models on the same latents and the same kind of noise",
-            mend="load both models from checkpoints of one family",
-        )
+    rules = [rule.node.name for rule in other.rules]
+    latents = (model.latent_space.latents, other.latent_space.latents)
+    check_other_model(
+        other.denoiser is model.denoiser, rules, latents, (model.denoiser.process, other.denoiser.process)
+    )
 
 
 _KNOWN_ENTRIES = {"pooled_output", "attention_mask"}

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..guidance import check_by_uncond
-from ..guidance.base import network_key
 from ..guidance.report import REPORTS
+from ..guidance.steps import check_not_twice
 from ..samplers import GO_BY_UNCOND
 from . import memory
 from .branches import RunDenoiser
@@ -79,7 +79,9 @@ def sample(
     start = fit_latent(latent["samples"].float(), model.latent_space)
     if len(sigmas) == 0:
         return start, start
-    refuse_double_guidance(guider, sampler)
+    check_not_twice(guider.chain, sampler.step_rules)
+    for rule in sampler.step_rules:
+        rule.check_shape(tuple(start.shape))
     factor = model.latent_space.scaling_factor
     clean = (start * factor).to(model.device)
     drawn = torch.zeros_like(start) if noise is None else noise.generate({"samples": start})
@@ -138,15 +140,3 @@ def sample(
     if denoiser.run.record is not None:
         REPORTS.keep(result, denoiser.run.record)
     return result, (last[0] / factor).float().cpu() if last else result
-
-
-def refuse_double_guidance(guider: GuiderNode, sampler: Sampler) -> None:
-    """Refuses a classifier that guides in the guider and again in the sampler's step."""
-    for step_rule in sampler.step_rules:
-        for rule in guider.chain:
-            if {*map(network_key, rule.networks())} & {*map(network_key, step_rule.networks())}:
-                raise UserError(
-                    f"the same classifier guides twice: {rule.node.name!r} in the guider and {step_rule.node.name!r} in the sampler",
-                    expected="one of the two",
-                    mend="take the rule out of the guider's chain, or out of the sampler's",
-                )

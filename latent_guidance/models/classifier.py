@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from .noisy_tower import Check, NoisyLatentTower, TowerConfig, check_unit_latents, is_words
+from .noisy_tower import MAX_NAME, Check, NoisyLatentTower, TowerConfig, check_unit_latents, is_name
 
 HEADS = ("classes", "regression")
 MAX_LABELS = 100_000
@@ -23,7 +23,7 @@ MAX_LABELS = 100_000
 def _unique_words(value: object) -> bool:
     if not isinstance(value, tuple) or not 1 <= len(value) <= MAX_LABELS:
         return False
-    return all(map(is_words, value)) and len(set(value)) == len(value)
+    return all(map(is_name, value)) and len(set(value)) == len(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,10 @@ class ClassifierConfig(TowerConfig):
     what: ClassVar[str] = "classifier"
     checks: ClassVar[Mapping[str, Check]] = {
         **TowerConfig.checks,
-        "labels": (_unique_words, f"1 to {MAX_LABELS} names, none empty and none twice"),
+        "labels": (
+            _unique_words,
+            f"1 to {MAX_LABELS} names of at most {MAX_NAME} characters, none empty and none twice",
+        ),
         "head": (lambda value: value in HEADS, f"one of {', '.join(HEADS)}"),
     }
 

@@ -34,9 +34,13 @@ def is_pair(value: object, fits: Callable[[Any], bool]) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(map(fits, value))
 
 
-def is_words(value: object) -> bool:
-    """Whether ``value`` is a text with something in it."""
-    return isinstance(value, str) and bool(value.strip())
+MAX_NAME = 200
+"""Characters of a name in a config at most: it is drawn into pictures and shown in menus."""
+
+
+def is_name(value: object) -> bool:
+    """Whether ``value`` is a text with something in it, of at most ``MAX_NAME`` characters."""
+    return isinstance(value, str) and bool(value.strip()) and len(value) <= MAX_NAME
 
 
 def whole(low: int, high: int) -> Check:
@@ -63,7 +67,7 @@ class TowerConfig:
     what: ClassVar[str] = "network"
     """What errors call it."""
     checks: ClassVar[Mapping[str, Check]] = {
-        "latent_space": (is_words, "the name of the latents"),
+        "latent_space": (is_name, f"the name of the latents, of at most {MAX_NAME} characters"),
         "latent_channels": whole(1, MAX_CHANNELS),
         "scaling_factor": (lambda value: is_number(value) and 0 < value <= 1e6, "a number above 0, at most 1000000"),
         "shift_factor": (lambda value: is_number(value) and abs(value) <= 1e6, "a number, mostly 0"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,6 +14,9 @@ from .comfy import ROOT, Refused, Server, run_inside
 from .test_workflows import OWN, psnr, saved_only
 
 SD15, TUNED = "v1-5-pruned-emaonly-fp16.safetensors", "DreamShaper_8_pruned.safetensors"
+
+WITH_CLIP = ("sd15_clip_text",)
+"""Needs a whole CLIP ViT-L too, which ComfyUI knows by its depth; ``test_picture_clip.py`` runs its nodes on a small one."""
 
 SAME = 60.0
 """PSNR in dB from which two pictures count as one."""
@@ -76,17 +81,25 @@ def twin(name: str) -> dict[str, Any]:
 
 
 def small(prompt: dict[str, Any], checkpoint: str) -> dict[str, Any]:
-    """The prompt on ``checkpoint``, with few steps on few pixels."""
+    """The prompt on ``checkpoint``, with few steps on few pixels; as a flow where it was meant for one."""
+    [loader, *_] = [key for key, node in prompt.items() if node["class_type"] == "CheckpointLoaderSimple"]
+    flow = prompt[loader]["inputs"]["ckpt_name"].startswith("sd3")
     for node in prompt.values():
-        name = TUNED if node["inputs"].get("ckpt_name") == TUNED else checkpoint
-        changes = {"ckpt_name": name, "width": 64, "height": 64, "steps": 3}
-        node["inputs"].update({name: value for name, value in changes.items() if name in node["inputs"]})
+        inputs = node["inputs"]
+        name = TUNED if inputs.get("ckpt_name") == TUNED else checkpoint
+        sides = {side: min(64, inputs[side] // 8) for side in ("width", "height") if side in inputs}
+        changes = {"ckpt_name": name, **sides, "steps": 3, "channels": 4}
+        inputs.update({name: value for name, value in changes.items() if name in inputs})
+        if flow and inputs.get("model") == [loader, 0]:
+            inputs["model"] = ["flow", 0]
+    if flow:
+        prompt["flow"] = {"class_type": "ModelSamplingSD3", "inputs": {"model": [loader, 0], "shift": 3.0}}
     return prompt
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", [name for name in OWN if name not in WITH_CLIP])
 def test_it_runs_on_a_checkpoint_of_its_kind_and_every_rule_acts(name: str, server: Server, checkpoint: str) -> None:
-    """SDXL's too: the graph is the same, and a small SDXL cannot be made, since ComfyUI knows it by its depth."""
+    """SDXL's and SD3's too: the graph is the same, and small ones cannot be made, since ComfyUI knows them by their depth."""
     prompt = small(twin(name), checkpoint)
     found = server.run(prompt)
     [picture] = saved_only(prompt, found)
@@ -120,11 +133,37 @@ def test_as_it_is_only_the_checkpoint_can_be_missing(name: str, server: Server) 
             node["inputs"].update({"ckpt_name": "gone.safetensors"} if "ckpt_name" in node["inputs"] else {})
         server.queue(prompt)
     errors = json.loads(str(error.value))["node_errors"]
-    assert {found["class_type"] for found in errors.values()} == {"CheckpointLoaderSimple"}
+    clip = {"CLIPVisionLoader", "CLIPLoader"} if name in WITH_CLIP else set[str]()
+    assert {found["class_type"] for found in errors.values()} == {"CheckpointLoaderSimple"} | clip
 
 
-def test_the_declared_core_node_is_as_in_comfyui(server: Server) -> None:
+def test_the_declared_core_nodes_are_as_in_comfyui(server: Server) -> None:
     info = server.json("/object_info")
-    assert info["CheckpointLoaderSimple"]["output"] == ["MODEL", "CLIP", "VAE"]
-    assert list(info["CheckpointLoaderSimple"]["input"]["required"]) == ["ckpt_name"]
-    assert info["CheckpointLoaderSimple"]["display_name"] == "Load Checkpoint"
+    declared = core_nodes()
+    assert set(declared.CORE) == {
+        "CheckpointLoaderSimple",
+        "CLIPVisionLoader",
+        "CLIPLoader",
+        "SolidMask",
+        "MaskComposite",
+    }
+    for name, node in declared.CORE.items():
+        assert tuple(info[name]["output"]) == node.RETURN_TYPES
+        for part, inputs in node.INPUT_TYPES().items():
+            found = info[name]["input"][part]
+            assert list(found) == list(inputs)
+            for entry, (kind, options) in inputs.items():
+                if isinstance(kind, str):
+                    assert found[entry][0] == kind
+                    assert {key: found[entry][1][key] for key in options} == options
+    titles = {name: info[name]["display_name"] for name in declared.TITLES}
+    assert titles == declared.TITLES
+
+
+def core_nodes() -> ModuleType:
+    """tools/core_nodes.py."""
+    spec = importlib.util.spec_from_file_location("core_nodes", ROOT / "tools" / "core_nodes.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -18,7 +18,7 @@ from latent_guidance.host.run import run_workflow
 from .comfy import ROOT, Server, psnr
 
 EVERY = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-OWN = tuple(name for name in EVERY if name.startswith(("sd15_", "sdxl_")))
+OWN = tuple(name for name in EVERY if name.startswith(("sd15_", "sdxl_", "sd3_")))
 """Workflows for the user's own checkpoint; ``test_own_checkpoints.py`` has them."""
 NAMES = tuple(name for name in EVERY if name not in OWN)
 LIMIT = 40.0
@@ -37,7 +37,7 @@ def workflow(name: str, *, checkpoint: str, seed: int | None = None) -> dict[str
     prompt = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
     for node in prompt.values():
         inputs = node["inputs"]
-        for entry in ("checkpoint", "classifier"):
+        for entry in ("checkpoint", "classifier", "noisy_clip"):
             if isinstance(inputs.get(entry), str):
                 inputs[entry] = checkpoint
         if checkpoint == "tiny" and "steps" in inputs:

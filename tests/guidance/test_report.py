@@ -219,6 +219,31 @@ class TestReportsByLatents:
         assert reports.find(torch.ones(1, 2)).chains[0].rules == ("b",)
         assert reports.find(first.double()).chains[0].rules == ("b",), "a copy is found by its values"
 
+    @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+    def test_a_latent_that_the_program_keeps_in_half_precision_is_found(self, kind: torch.dtype) -> None:
+        reports, first, second = Reports(), torch.full((1, 2), 1 / 3), torch.full((1, 2), 2 / 3)
+        reports.keep(first, self.recorded("a"))
+        reports.keep(second, self.recorded("b"))
+        assert reports.find(first.to(kind)).chains[0].rules == ("a",)
+        with pytest.raises(UserError):  # what was rounded afterwards is another latent
+            reports.find(first.to(kind).float())
+
+    def test_numbers_of_a_kept_run_are_on_the_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        moved: list[int] = []
+        plain = Tensor.cpu
+        monkeypatch.setattr(Tensor, "cpu", lambda self: moved.append(id(self)) or plain(self))
+        record = Record()
+        guider = GuidanceRun([CFG(guidance_scale=3.0)], VE_SCALED, record=record)
+        x, sigma = latents(), torch.ones(3, dtype=torch.float64)
+        guider(x, sigma, lambda names: {name: x * (i + 1) for i, name in enumerate(names)})
+        record.calls[0].notes["a rule"] = {"probability": torch.ones(3)}
+        [call] = record.calls
+        assert call.delta is not None and call.denoised is not None
+        kept = [call.sigma, call.guidance_scale, call.delta, call.denoised, call.contributions[CFG_NAME]]
+        kept.append(call.notes["a rule"]["probability"])
+        Reports().keep(x, record)
+        assert {id(value) for value in kept} <= set(moved)
+
     def test_two_chains_of_one_run_stand_together(self) -> None:
         reports, samples = Reports(), torch.ones(1, 2)
         for name in "ab":

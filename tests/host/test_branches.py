@@ -155,9 +155,9 @@ def test_a_weak_model_that_does_not_fit_is_refused_before_the_first_step(embedde
         (mine, "one model as a rule's own"),
         (replace(mine, rules=(CFG(),)), "one model as a rule's own"),
         (model(rules=(CFG(),)), "with rules on it"),
-        (model(RECTIFIED_FLOW), "rectified flow on test latents"),
+        (model(RECTIFIED_FLOW), "own model of rectified flow latents, for a guider's of VE-scaled"),
         (replace(model(), latent_space=replace(SPACE, channels=16)), "16 channels"),
-        (replace(model(), latent_space=replace(SPACE, scaling_factor=0.25)), "scaling 0.25"),
+        (replace(model(), latent_space=replace(SPACE, scaling_factor=0.25)), "scaling factor 0.25"),
     ):
         with pytest.raises(UserError, match=words):
             run(GuiderNode(mine, tokens(1.0), None, (auto(weak),)))

@@ -13,9 +13,10 @@ from torch import Tensor
 from latent_guidance.denoiser import Cond
 from latent_guidance.errors import UserError
 from latent_guidance.guidance import CFG, ClassifierGuidance, ClassifierMeanShift, LimitedInterval, check_chain
+from latent_guidance.guidance.steps import check_not_twice
 from latent_guidance.host import memory
 from latent_guidance.host.objects import GuiderNode, LatentSpace, Model, Noise, Sampler, Vae
-from latent_guidance.host.sampling import fit_latent, refuse_double_guidance, sample, starts_at_top
+from latent_guidance.host.sampling import fit_latent, sample, starts_at_top
 from latent_guidance.host.stock.sampling import (
     SAMPLERS,
     SCHEDULERS,
@@ -204,6 +205,9 @@ class StepRule:
     def networks(self) -> tuple[object, ...]:
         return (self.network,)
 
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        assert len(shape) == 4
+
 
 def test_one_classifier_cannot_guide_twice() -> None:
     network = object()
@@ -356,6 +360,6 @@ def test_one_classifier_loaded_twice_is_known_as_one(models: Path) -> None:
     step = ClassifierMeanShift(classifier=second, **settings)
     sampler = Sampler(EULER.function, step_rules=(step,))
     with pytest.raises(UserError, match="guides twice"):
-        refuse_double_guidance(GuiderNode(model(), tokens(1.0), rules=(rule,)), sampler)
+        check_not_twice((rule,), sampler.step_rules)
     other = Classifier(new_classifier(first.config))
-    refuse_double_guidance(GuiderNode(model(), tokens(1.0), rules=(replace(rule, classifier=other),)), sampler)
+    check_not_twice((replace(rule, classifier=other),), sampler.step_rules)

@@ -313,3 +313,32 @@ def test_the_guider_says_what_it_costs(embedded: Nodes) -> None:
     assert call(embedded, "LGGuider", **inputs)[1] == "1 network pass a step: positive"
     assert call(embedded, "LGGuider", **inputs, rules=rules)[1] == "2 network passes a step: positive, negative"
     assert "sigma 5.4 to 0.28: 2 (positive, negative)" in call(embedded, "LGGuider", **inputs, rules=window)[1]
+
+
+LINKED: list[tuple[str, dict[str, Any], str]] = [
+    ("LGSeededNoise", {"batch_size": 0}, "batch_size of Seeded Noise is 0"),
+    ("LGSeededNoise", {"batch_size": 10**9}, "batch_size of Seeded Noise"),
+    ("LGSeededNoise", {"seed": -1}, "seed of Seeded Noise is -1"),
+    ("LGSeededNoise", {"batch_size": 2.0}, "a whole number from 1 to 4096"),
+    ("LGEmptyLatent", {"spatial_ratio": 0}, "spatial_ratio of Empty Latent (Any Ratio) is 0"),
+    ("LGEmptyLatent", {"batch_size": -1}, "batch_size of Empty Latent (Any Ratio) is -1"),
+    ("LGPictureGrid", {"images": torch.zeros(1, 2, 2, 3), "columns": -1}, "columns of Picture Grid is -1"),
+    ("LGPictureGrid", {"images": torch.zeros(1, 2, 2, 3), "gap": 10**6}, "gap of Picture Grid"),
+    ("LGSamplerDDIM", {"recurrence": 33}, "recurrence of DDIM Sampler is 33"),
+    ("LGSamplerDDPM", {"recurrence": 0}, "recurrence of DDPM Sampler is 0"),
+    ("LGSamplerDDIMCFGpp", {"recurrence_sigma_lo": float("nan")}, "recurrence_sigma_lo of DDIM CFG++ Sampler is nan"),
+    ("LGSamplerDDIM", {"eta": 1.5}, "eta of DDIM Sampler is 1.5"),
+    ("LGSamplerRectifiedCFGpp", {"gamma": -1.0}, "gamma of Rectified-CFG++ Sampler is -1.0"),
+]
+
+
+@pytest.mark.parametrize(("node_id", "inputs", "words"), LINKED)
+def test_numbers_over_a_link_are_held_to_the_same_range(
+    embedded: Nodes, node_id: str, inputs: dict[str, Any], words: str
+) -> None:
+    """ComfyUI checks only what is typed into a node."""
+    with pytest.raises(UserError) as error:
+        call(embedded, node_id, **inputs)
+    assert words in str(error.value)
+    images = {"images": torch.zeros(1, 2, 2, 3)} if node_id == "LGPictureGrid" else {}
+    call(embedded, node_id, **images)  # the defaults are in range

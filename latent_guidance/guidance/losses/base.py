@@ -27,9 +27,11 @@ A loss that is another at each step (random cutouts, a schedule) has ``at_step(i
 step ``index`` (from 0; None if unknown) of a run, with a ``space`` and ``__call__`` as above. Everything a rule asks within one step it
 asks of the same one.
 
-It may have a ``name`` for messages, ``networks() -> tuple`` of handles with a ``.network`` (and in ComfyUI a ``.patcher``, so that
-the network is loaded and freed with the model), and ``parts() -> [(weight, loss), ...]`` if it is a sum of others, each in its own
-space. Whatever is wrong with what it answers is said by name: another shape than (B,), or a tensor that autograd knows nothing of.
+It may have ``check_latents(latents)`` and ``check_shape(shape)``, which raise UserError before the first step: for another model's latents,
+or for latents of a shape (B, ...) that it cannot look at. It may have a ``name`` for messages, ``networks() -> tuple`` of handles with a
+``.network`` (and in ComfyUI a ``.patcher``, so that the network is loaded and freed with the model), and ``parts() -> [(weight, loss),
+...]`` if it is a sum of others, each in its own space. Whatever is wrong with what it answers is said by name: another shape than (B,), or
+a tensor that autograd knows nothing of.
 Where its value or its gradient is not finite, that sample goes unguided for that step, with a warning.
 """
 
@@ -122,6 +124,13 @@ def networks_of(loss: Any) -> tuple[Any, ...]:
     return tuple(found)
 
 
+def check_shape(loss: Any, shape: tuple[int, ...]) -> None:
+    """Let a simple loss refuse latents of ``shape`` (B, ...), if it has a ``check_shape`` of its own."""
+    check: Callable[[tuple[int, ...]], None] | None = getattr(loss, "check_shape", None)
+    if check is not None:
+        check(shape)
+
+
 def at_step(loss: Any, index: int | None) -> Any:
     """A simple loss as it is at the step ``index`` of a run: itself, unless it has an ``at_step`` of its own."""
     changes: Callable[[int | None], Any] | None = getattr(loss, "at_step", None)
@@ -142,7 +151,8 @@ def loss_values(loss: Any, estimate_in: Callable[[str], Tensor], index: int | No
     total: Tensor | None = None
     for weight, part in parts_of(loss):
         estimate = estimate_in(part.space)
-        values = at_step(part, index)(estimate)
+        with named_errors(part):
+            values = at_step(part, index)(estimate)
         check_values(values, estimate, name_of(part))
         total = weight * values if total is None else total + weight * values.to(total)
     if total is None:

@@ -16,12 +16,14 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...errors import UserError
 from ..base import NodeText
 from ..knobs import Choice, Socket, Text
 from ..latents import Latents
+from ..noisy_network import check_network_latents, check_network_shape
 from ..targets import COMBINE, class_target, parse_target, regression_target
 from .base import ReadyLoss
+
+LOADER = "Load Noisy-Latent Classifier"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +82,13 @@ class ClassLabel(ReadyLoss):
 
     def check_latents(self, latents: Latents) -> None:
         """Raise UserError if the classifier was made for other latents than a model's."""
-        config = self.classifier.config
-        own = Latents(config.latent_space, config.latent_channels, config.scaling_factor, config.shift_factor)
-        if not own.same_as(latents):
-            raise UserError(
-                f"a classifier for the latents of {own} on a model of the latents of {latents}",
-                expected="a classifier trained on this model's own latents",
-                mend="choose another file in the node Load Noisy-Latent Classifier",
-            )
+        check_network_latents(self.classifier.config, latents, "classifier", self.name, LOADER)
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise UserError unless latents of ``shape`` are those of pictures, with the classifier's channels."""
+        check_network_shape(self.classifier.config, shape, "classifier", LOADER)
 
     def __call__(self, estimate: Tensor) -> Tensor:
         """-log p (B,) of estimates (B, C, h, w)."""
         cleanest = torch.full_like(estimate[:, 0, 0, 0], self.classifier.config.log_snr_range[1])
-        return -self._log_prob()(self.classifier.logits(estimate, cleanest)).to(estimate.dtype)
+        return -self._log_prob()(self.classifier.logits(estimate, cleanest)).to(estimate)

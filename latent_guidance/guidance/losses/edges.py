@@ -93,19 +93,23 @@ class SketchEdges(ReadyLoss):
                 "a sketch that is no picture", expected="a picture (B, 3, H, W)", mend="connect Load Image to sketch"
             )
 
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise UserError for a batch of another number than there are sketches, unless there is one for all."""
+        if self.sketch.shape[0] not in (1, shape[0]):
+            raise UserError(
+                f"{self.sketch.shape[0]} sketches for {shape[0]} pictures",
+                expected="one sketch, or one for each picture",
+                mend="connect a single picture to sketch",
+            )
+
     def wanted(self, pictures: Tensor) -> Tensor:
         """The edge map (1 or B, 1, H, W) that pictures (B, 3, H, W) are to have.
 
         Raises:
             UserError: another number of sketches than one or the batch's.
         """
+        self.check_shape(tuple(pictures.shape))
         sketch = self.sketch.to(pictures).clone()
-        if sketch.shape[0] not in (1, pictures.shape[0]):
-            raise UserError(
-                f"{sketch.shape[0]} sketches for {pictures.shape[0]} pictures",
-                expected="one sketch, or one for each picture",
-                mend="connect a single picture to sketch",
-            )
         size = pictures.shape[-2:]
         if sketch.shape[-2:] != size:
             sketch = nn.functional.interpolate(sketch, size=size, mode="bilinear", antialias=True)

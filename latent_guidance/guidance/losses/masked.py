@@ -11,6 +11,7 @@ pixels that it helped to decode.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from ..base import NodeText
 from ..knobs import Socket
-from ..noisy_network import resized_mask
-from .base import ReadyLoss, at_step, name_of, networks_of, parts_of
+from ..latents import Latents
+from ..noisy_network import batch_of_masks, resized_mask
+from .base import ReadyLoss, at_step, check_shape, name_of, networks_of, parts_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,17 @@ class MaskedPart:
 
     def networks(self) -> tuple[Any, ...]:
         return networks_of(self.loss)
+
+    def check_latents(self, latents: Latents) -> None:
+        """Raise UserError if the loss inside was made for other latents than a model's."""
+        check: Callable[[Latents], None] | None = getattr(self.loss, "check_latents", None)
+        if check is not None:
+            check(latents)
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise UserError for latents of another batch than the masks', or of a shape that the loss inside refuses."""
+        batch_of_masks(self.mask, shape[0])
+        check_shape(self.loss, shape)
 
     def at_step(self, index: int | None) -> MaskedPart:
         """The loss inside as it is at step ``index``, behind the same mask."""

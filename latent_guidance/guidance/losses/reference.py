@@ -76,6 +76,17 @@ class ReferenceLatent(ReadyLoss):
                 mend="connect VAE Encode with the reference picture",
             )
 
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise UserError for latents of ``shape`` (B, ...) to which the reference cannot be resized."""
+        mine = tuple(self.reference.shape)
+        fits = len(mine) == len(shape) and mine[1:-2] == shape[1:-2] and mine[0] in (1, shape[0])
+        if not fits or (len(mine) != 4 and mine[-2:] != shape[-2:]):
+            raise UserError(
+                f"a reference of shape {mine} for latents of shape {shape}",
+                expected="a latent of the model's own VAE, one or as many as there are pictures",
+                mend="encode the reference picture with the VAE of the model's checkpoint",
+            )
+
     def __call__(self, estimate: Tensor) -> Tensor:
         """Half the squared distance (B,) of latents (B, ...) to the reference, in units of the reference's mean square.
 
@@ -90,14 +101,8 @@ class ReferenceLatent(ReadyLoss):
 
     def _fitted(self, estimate: Tensor) -> Tensor:
         """The reference for a batch of latents (B, ...), at their height and width."""
+        self.check_shape(tuple(estimate.shape))
         reference = self.reference.to(estimate).clone()
-        fits = reference.ndim == estimate.ndim and reference.shape[1:-2] == estimate.shape[1:-2]
-        if not fits or reference.shape[0] not in (1, estimate.shape[0]):
-            raise UserError(
-                f"a reference of shape {tuple(reference.shape)} for latents of shape {tuple(estimate.shape)}",
-                expected="a latent of the model's own VAE, one or as many as there are pictures",
-                mend="encode the reference picture with the VAE of the model's checkpoint",
-            )
         if reference.ndim == 4 and reference.shape[-2:] != estimate.shape[-2:]:
             reference = nn.functional.interpolate(reference, size=estimate.shape[-2:], mode="bilinear", antialias=True)
         return reference.expand_as(estimate)

@@ -128,7 +128,7 @@ def guider_passes(guider: Any, sigmas: Tensor | None = None) -> Any:
 
 
 def patch_model(model: Any, rules: Sequence[Any], *, report: bool = False) -> Any:
-    from .guider import patch_model
+    from .patch import patch_model
 
     return patch_model(model, rules, report=report)
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ....latent_guidance.errors import UserError
 from ....latent_guidance.guidance import GuidanceRun
+from ....latent_guidance.guidance.latents import check_other_model
+from .checks import latent_format, latents_of
 
 
 def asked_branches(run: GuidanceRun) -> dict[str, Any]:
@@ -62,15 +64,6 @@ def evaluate(
     out = by_node({"conds": list(pair), "input": x, "sigma": sigma, "model": model, "model_options": options})
     more = comfy.samplers.calc_cond_batch(model, list(further.values()), x, sigma, options) if further else []
     return out, dict(zip(further, more, strict=True))
-
-
-def _latents(model: comfy.model_patcher.ModelPatcher) -> Tensor | None:
-    """What a model makes of a probe latent: equal for two models on the same latents; None where it has no latent format."""
-    format = getattr(model.model, "latent_format", None)
-    if format is None:
-        return None
-    probe = torch.linspace(-1, 1, int(format.latent_channels) * 4).reshape(1, -1, 2, 2)
-    return format.process_in(probe.clone())
 
 
 class OtherModel:
@@ -142,7 +135,7 @@ def other_models(run: GuidanceRun) -> list[OtherModel]:
 
 
 def check_model(
-    other: Any, model: comfy.model_patcher.ModelPatcher, process_of: Callable[[Any], Any], mark: str
+    other: Any, model: comfy.model_patcher.ModelPatcher, process_of: Callable[[Any], Any], rules: Sequence[str]
 ) -> None:
     """Refuse a rule's own MODEL that cannot be evaluated beside the guider's.
 
@@ -150,33 +143,15 @@ def check_model(
         other: the rule's.
         model: the guider's.
         process_of: what x is for a model_sampling.
-        mark: the key in model_options under which rules on a model are kept.
+        rules: names of the rules on ``other``.
 
     Raises:
         UserError: the same network, one of other latents or another process, or one with rules of its own.
     """
-    if other.is_clone(model):
-        raise UserError(
-            "one model as a rule's own and as the guider's, be it with other patches: ComfyUI holds its weights only once",
-            expected="another network: smaller, or trained for less long",
-            mend="load the rule's model by a loader of its own",
-        )
-    if other.model_options.get(mark):
-        raise UserError(
-            "a rule's own model with rules on it",
-            expected="a plain model",
-            mend="take Apply Guidance to Model out from before the rule",
-        )
-    mine, theirs = _latents(model), _latents(other)
-    same = mine is None or theirs is None or (mine.shape == theirs.shape and torch.allclose(mine, theirs, rtol=1e-4))
+    formats = [latent_format(patcher) for patcher in (model, other)]
+    mine, theirs = (None if format is None else latents_of(format) for format in formats)
     processes = [process_of(patcher.get_model_object("model_sampling")) for patcher in (model, other)]
-    if not same or processes[0] != processes[1]:
-        raise UserError(
-            f"a rule's own model of {processes[1]} latents for a guider's of {processes[0]} latents"
-            + ("" if same else ", which are scaled otherwise or have another number of channels"),
-            expected="both models on the same latents and the same kind of noise",
-            mend="load both models from checkpoints of one family",
-        )
+    check_other_model(other.is_clone(model), rules, (mine, theirs), (processes[0], processes[1]))
 
 
 def check_hooks(*conditionings: Any, why: str) -> None:

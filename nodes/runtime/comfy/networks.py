@@ -37,6 +37,7 @@ class ClassifierHandle(NetworkHandle):
 
     def logits(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """Logits (B, K) of unit-variance latents x (B, C, h, w) at log-SNR (B,)."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
         return self.loaded.logits(x, log_snr)
 
 
@@ -58,4 +59,5 @@ class NoisyCLIPHandle(NetworkHandle):
 
     def image_features(self, x: Tensor, log_snr: Tensor) -> Tensor:
         """Unit vectors (B, E) of unit-variance latents x (B, C, h, w) at log-SNR (B,)."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
         return self.loaded.image_features(x, log_snr)

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ....latent_guidance.errors import UserError
 from ....latent_guidance.models.picture_clip import PictureCLIP
+from .gradients import plain_patcher
 from .model import WholeModelPatcher
 
 NEAR_IDENTITY = 1e-3
@@ -41,6 +42,7 @@ class OpenCLIPHandle:
 
     def image_features(self, pictures: Tensor) -> Tensor:
         """Unit vectors (B, E) of normalised pictures (B, 3, image_size, image_size)."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
         return self._loaded.image_features(pictures)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
@@ -67,13 +69,14 @@ class CLIPVisionHandle:
         image_width = _image_width(clip_vision)
         self._projection = _text_projection(clip, image_width)
         self._clip = clip
-        self.network: torch.nn.Module = clip_vision.model
-        self.patcher = clip_vision.patcher
+        self.patcher = plain_patcher(clip_vision.patcher, "guidance by a CLIP Vision")
+        self.network: torch.nn.Module = self.patcher.model
         self.image_size = int(clip_vision.image_size)
         self.mean, self.std = tuple(clip_vision.image_mean), tuple(clip_vision.image_std)
 
     def image_features(self, pictures: Tensor) -> Tensor:
         """Unit vectors (B, E) of normalised pictures (B, 3, image_size, image_size)."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
         pixels = pictures.to(self.patcher.load_device, torch.float32)
         with norms_of_copies(self.network):
             projected = self.network(pixel_values=pixels, intermediate_output=-2)[2]

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from ....latent_guidance.errors import UserError
 from ....latent_guidance.guidance import check_by_uncond
-from ....latent_guidance.guidance.base import network_key
-from ....latent_guidance.guidance.steps import check_step_rules, sampler_options
+from ....latent_guidance.guidance.run import no_negative
+from ....latent_guidance.guidance.steps import check_not_twice, check_step_rules, sampler_options
 from ....latent_guidance.noise import SeededNoise
 from ....latent_guidance.process import Process
 from ....latent_guidance.samplers import GO_BY_UNCOND
 from .checks import check_latents
-from .guider import networks_in, process_of, rules_on
+from .marks import process_of, rules_on
+from .memory import needed
 
 
 class ComfyDenoiser:
@@ -54,9 +55,8 @@ class ComfyDenoiser:
 
 
 def _no_negative() -> UserError:
-    return UserError(
+    return no_negative(
         "a CFG++ sampler, which goes by the negative's estimate, under a guider that evaluates none",
-        expected="a guider with a negative conditioning: Guider, CFGGuider or KSampler's",
         mend="connect a negative, for instance Null Conditioning, to Guider, or use CFGGuider in the place of BasicGuider",
     )
 
@@ -88,7 +88,7 @@ def make_sampler(
             return x
         extra, guider = extra_args or {}, model.inner_model
         process = process_of(guider.inner_model.model_sampling)
-        _prepare(guider, rules)
+        _prepare(guider, rules, tuple(x.shape))
         if function in GO_BY_UNCOND:
             _check_by_uncond(guider)
         bar = _bar(len(sigmas) - 1, disable)
@@ -119,23 +119,18 @@ def _bar(total: int, disable: bool | None) -> Any:
     return tqdm(total=total, disable=disable)
 
 
-def _prepare(guider: Any, rules: Sequence[Any]) -> None:
-    """Check the step rules against what the guider does, and load their networks beside its model."""
+def _prepare(guider: Any, rules: Sequence[Any], shape: tuple[int, ...]) -> None:
+    """Check the step rules against what the guider does with latents of ``shape`` (B, ...), and load their networks beside its model."""
     check_latents(guider.model_patcher, rules)
-    guiding = networks_in(guider.model_options)
     for rule in rules:
-        for handle in rule.networks():
-            if network_key(handle) in guiding:
-                raise UserError(
-                    f"one classifier in {guiding[network_key(handle)]!r} and in the sampler's {rule.node.name!r}, which would guide twice",
-                    expected="it in one of the two",
-                    mend="disconnect the rule from the guider or from the sampler",
-                )
+        rule.check_shape(shape)
+    check_not_twice(rules_on(guider.model_options), rules)
     patchers = [
         handle.patcher for rule in rules for handle in rule.networks() if getattr(handle, "patcher", None) is not None
     ]
     if patchers:
-        comfy.model_management.load_models_gpu([guider.model_patcher, *guider.loaded_models, *patchers])
+        need = needed(guider, shape, (*rules_on(guider.model_options), *rules))
+        comfy.model_management.load_models_gpu([guider.model_patcher, *guider.loaded_models, *patchers], **need)
 
 
 def _check_by_uncond(guider: Any) -> None:

@@ -92,6 +92,6 @@ def encode(clip: comfy.sd.CLIP, text: str) -> Any:
         raise UserError(
             "a checkpoint without a text encoder",
             expected="a CLIP",
-            mend="load one with Load Text Encoder (latent guidance)",
+            mend="load one with Load Text Encoder",
         )
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))

@@ -153,7 +153,7 @@ def _encode_sample(vae: comfy.sd.VAE, image: Tensor, seeds: Sequence[int]) -> Te
         raise UserError(
             "a VAE that does not say how sure it is of a latent",
             expected="an AutoencoderKL, for a sample of the posterior",
-            mend="set posterior to mode, or load a VAE of a checkpoint folder with Load VAE (latent guidance)",
+            mend="set posterior to mode, or load a VAE of a checkpoint folder with Load VAE (Folder)",
         )
     moments: list[Tensor] = []
     handle = regularization.register_forward_pre_hook(lambda _, args: moments.append(args[0].detach().float().cpu()))

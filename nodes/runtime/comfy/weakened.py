@@ -6,6 +6,7 @@ model and other nodes' patches act in it too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
@@ -16,7 +17,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ....latent_guidance.attention import AttentionPatch, blurred, select_layers, shuffled, unreachable
+from ....latent_guidance.attention import OPS, AttentionPatch, blurred, select_layers, shuffled, unreachable
 from ....latent_guidance.errors import UserError
 from ....latent_guidance.guidance import Branch
 from ....latent_guidance.windows import Windows
@@ -140,6 +141,7 @@ def _through_windows(
 ) -> Tensor:
     """One entry per window; a mask of ones beside an area keeps ComfyUI from fading its borders."""
     check_windows(cond)
+    windows.check_shape(tuple(x.shape))
     whole = torch.ones(1, *x.shape[2:], device=x.device, dtype=x.dtype)
     entries = []
     for top, left, height, width in windows.boxes(*x.shape[-2:]):
@@ -208,6 +210,14 @@ def _attention(name: str, patch: AttentionPatch, saw: Callable[[str], None]) -> 
 
     def attention(q: Tensor, k: Tensor, v: Tensor, extra_options: Mapping[str, Any], mask: Any = None) -> Tensor:
         saw(name)
+        tokens = math.prod(extra_options["activations_shape"][-2:]) if patch.op == "blur" else v.shape[1]
+        if not q.shape[1] == v.shape[1] == tokens:
+            raise UserError(
+                f"{OPS[patch.op]} in the layer {name}, of whose {tokens} tokens another node has made {q.shape[1]} queries and "
+                f"{v.shape[1]} values, as Token Merging (ToMe) and HyperTile do",
+                expected="attention over all tokens of the picture",
+                mend="take that node out, or the rule that weakens attention",
+            )
         if patch.op == "identity":
             return v
         queries = blurred(q, *extra_options["activations_shape"][-2:], patch.blur_sigma).to(q)

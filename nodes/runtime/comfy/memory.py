@@ -1,0 +1,75 @@
+"""Memory for graphs: ComfyUI reserves what a model needs forwards; what autograd keeps for the way back is several times that.
+
+It is asked for through ComfyUI's own mechanism: a wrapper around the preparation of a sampling shows it a larger batch than there is, and
+models are loaded and unloaded for that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import comfy.patcher_extension
+import comfy.sampler_helpers
+
+from ....latent_guidance.guidance.loss_rule import LossRule
+
+GRAPH = 21
+"""What a pass of the network needs with its graph, in ComfyUI's estimate for one without: at most.
+
+Counted on ComfyUI 0.33.0 by benchmarks/comfyui_graphs.py, as the bytes that autograd keeps over the estimate with fused attention, fp16:
+9.0 for Stable Diffusion 1.5 at 512 pixels; at 1024, 5.6 for SD3 medium, 19.4 for SDXL, 20.2 for Flux. And 1 for the pass itself.
+"""
+DECODED = 3
+"""The same of a VAE's decoder: 2.6 for that of Stable Diffusion in fp32, and some of 1 for the pass itself."""
+
+
+def graph_shape(model: Any, shape: Sequence[int], conds: Mapping[str, Any], rules: Sequence[Any]) -> list[int]:
+    """The shape (B', ...) of a batch whose call without a graph would need as much memory as guidance of ``shape`` (B, ...) with one.
+
+    Args:
+        model: ComfyUI's BaseModel.
+        shape: of the noise.
+        conds: the guider's conditions; each of their entries is a pass.
+        rules: all that guide.
+    """
+    batch, rest = shape[0], list(shape[1:])
+    if any(rule.may_differentiate() for rule in rules):
+        weakened = sum(branch.pieces for rule in rules for branch in rule.branches() if branch.patch is not None)
+        entries = sum(len(entries) for entries in conds.values()) + weakened * len(conds.get("positive", ()))
+        batch *= GRAPH * max(1, entries)
+    unit = float(model.memory_required([1, *rest]))
+    decoding = max((_decoding(rule, tuple(shape)) for rule in rules), default=0.0)  # one after the other
+    return [batch + (math.ceil(decoding / unit) if unit > 0 else 0), *rest]
+
+
+def _decoding(rule: Any, shape: tuple[int, ...]) -> float:
+    """Bytes for what a rule decodes at once with a graph, of latents of ``shape`` (B, C, h, w); 0 for rules that do not."""
+    at_once = rule.decoded_at_once(shape) if isinstance(rule, LossRule) else None
+    used = None if at_once is None else getattr(rule.vae, "memory_used", None)
+    return 0.0 if used is None else DECODED * float(used(at_once))
+
+
+def reserve(model: Any, rules: Sequence[Any], key: str) -> None:
+    """Have every sampling of a MODEL reserve memory for the graphs of ``rules``, under ``key`` among its wrappers.
+
+    A MODEL through which a gradient goes is loaded whole, where ComfyUI lets a wrapper say so: autograd keeps all its weights anyway.
+    """
+    through = any(rule.may_differentiate() for rule in rules)
+    if not through and all(not isinstance(rule, LossRule) or rule.vae is None for rule in rules):
+        return
+
+    def prepare(executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
+        if through and "force_full_load" in kwargs:
+            kwargs["force_full_load"] = True
+        return executor(model, graph_shape(model.model, noise_shape, conds, rules), conds, *args, **kwargs)
+
+    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, key, prepare)
+
+
+def needed(guider: Any, shape: Sequence[int], rules: Sequence[Any]) -> dict[str, float]:
+    """What to load models with beside a guider that samples a batch of ``shape`` (B, ...): ``load_models_gpu``'s arguments for memory."""
+    larger = graph_shape(guider.inner_model, shape, guider.conds, rules)
+    most, least = comfy.sampler_helpers.estimate_memory(guider.model_patcher, larger, guider.conds)
+    return {"memory_required": most, "minimum_memory_required": least}

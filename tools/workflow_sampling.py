@@ -1,0 +1,88 @@
+"""Example workflows of the pack's CFG++ samplers and of the report on what guided a run, on the bundled model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from workflow_builder import Workflow
+from workflow_parts import CHECKPOINT, SIDE, STEPS, emoji, empty, guided, sample, shared, sheet
+
+
+def compare_cfg_plus_plus(w: Workflow) -> None:
+    """One prompt and seed, by two samplers and by their CFG++ twins."""
+    w.note(
+        "## CFG++ samplers\n\nThe same prompt and seeds by two samplers under strong guidance, and by their CFG++ twins. CFG++ noises each "
+        "guided picture again with the noise that the *negative* sees, so that a strong push does not burn the colours.\n\n"
+        "Its scale is another one: set `guidance_scale` in *CFG++ scale* between 0 (the negative alone) and 1; 0.6 here. More steps make "
+        "the same value stronger. *CFG scale* is the usual one.",
+        (0, -80),
+        (300, 400),
+        title="About this workflow",
+    )
+    load = emoji(w, (0, 430))
+    common = shared(w, load, "cat face", own_samplers=True)
+    plain = w.node("LGCFG", (0, 620), title="CFG scale", wide=300, guidance_scale=8.0)
+    plus = w.node("LGCFG", (0, 770), title="CFG++ scale", wide=300, guidance_scale=0.6)
+    pictures = []
+    for row, (title, kind, settings, scale) in enumerate(
+        (
+            ("DDIM", "LGSamplerDDIM", {}, plain),
+            ("DDIM CFG++", "LGSamplerDDIMCFGpp", {}, plus),
+            ("DPM++ 2M", "KSamplerSelect", {"sampler_name": "dpmpp_2m"}, plain),
+            ("DPM++ 2M CFG++", "LGSamplerDPMpp2MCFGpp", {}, plus),
+        )
+    ):
+        y = 74 + row * 400.0
+        sampler = w.node(kind, (760, y), wide=320, **settings)
+        pictures.append((title, guided(w, common, title, y, [sampler], scale[0], sampler=sampler[0])))
+    sheet(w, pictures, w.name)
+    common.group(w)
+    w.group("Two scales", [plain, plus], color="#a1309b")
+
+
+def guidance_report(w: Workflow) -> None:
+    """A run with three rules, and what each of them did at every step."""
+    w.note(
+        "## What guided this run\n\nPrompt, interval and classifier at once, and a report of it: `report` is on in *Guider*, and *Guidance "
+        "Report* gets the sampler's latent. Its curves go from the noisy start on the left to the end: the scale in force (the interval "
+        "shows as a box), how far prompt and negative are apart, what each rule changed, how sure the classifier is.\n\n"
+        "A rule whose curve lies at the bottom does nothing: raise its scale. One that is far above the others has taken over.",
+        (0, -80),
+        (300, 400),
+        title="About this workflow",
+    )
+    load = emoji(w, (0, 430))
+    classifier = w.node("LGLoadClassifier", (0, 600), wide=300, classifier=CHECKPOINT)
+    prompt = w.node("LGTextEncode", (370, 74), title="Prompt", wide=320, clip=load[1], text="person")
+    null = w.node("LGNullConditioning", (370, 300), title="Negative: nothing said", wide=320, clip=load[1])
+    size = empty(w, (370, 410), 4, SIDE)
+    cfg = w.node("LGCFG", (760, 74), wide=320, guidance_scale=4.0)
+    interval = w.node("LGLimitedInterval", (760, 204), wide=320, sigma_lo=0.3, sigma_hi=5.0, rules=cfg[0])
+    rule = w.node(
+        "LGClassifierGuidance", (760, 360), wide=320, classifier=classifier[0], label="Smileys & Emotion", guidance_scale=6.0,
+        rules=interval[0],
+    )  # fmt: skip
+    guider = w.node(
+        "LGGuider", (1150, 74), wide=280, model=load[0], positive=prompt[0], negative=null[0], rules=rule[0], report=True
+    )  # fmt: skip
+    noise = w.node("LGSeededNoise", (1150, 250), wide=280, seed=1, batch_size=4)
+    sampler = w.node("KSamplerSelect", (1150, 410), wide=280, sampler_name="dpmpp_2m")
+    sigmas = w.node(
+        "BasicScheduler", (1150, 520), wide=280, model=load[0], scheduler="karras", steps=STEPS, denoise=1.0
+    )
+    decode = sample(w, 1500, 74, load, guider[0], noise[0], sampler[0], sigmas[0], size[0])
+    run = w.nodes[-2]
+    save = w.node("SaveImage", (1500, 480), wide=520, tall=330, images=decode[0], filename_prefix=w.name)
+    report = w.node("LGGuidanceReport", (2090, 74), wide=300, latent=run[0])
+    plot = w.node("SaveImage", (2090, 210), wide=640, tall=600, images=report[0], filename_prefix=f"{w.name}_plot")
+    w.group("Models", [load, classifier], color="#8A8")
+    w.group("What to draw", [prompt, null, size])
+    w.group("Rules", [cfg, interval, rule], color="#a1309b")
+    w.group("Sampling", [guider, noise, sampler, sigmas], color="#b58b2a")
+    w.group("Pictures", [run, decode, save], color="#88A")
+    w.group("The report", [report, plot], color="#a1309b")
+
+
+GRAPHS: dict[str, Callable[[Workflow], None]] = {
+    graph.__name__: graph for graph in (compare_cfg_plus_plus, guidance_report)
+}
