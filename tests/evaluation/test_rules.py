@@ -97,7 +97,7 @@ def measured_bench(
 ) -> tuple[Bench, dict[str, Any]]:
     """Every row measured on the tiny model."""
     out = tmp_path_factory.mktemp("rules")
-    bench = Bench(tiny_model, squares, out, plan=replace(TINY, steps=2), device="cpu", batch=2, say=lambda text: None)
+    bench = Bench(tiny_model, squares, out, plan=TINY, device="cpu", batch=2, say=lambda text: None)
     judge_file(bench)
     return bench, measure(bench)
 
