@@ -25,7 +25,7 @@ def emoji() -> Checkpoint:
 def test_at_most_48_megabytes_of_safetensors() -> None:
     assert FOLDER is not None
     weights = list(FOLDER.rglob("*.safetensors"))
-    assert len(weights) == 5
+    assert len(weights) == 6
     assert sum(path.stat().st_size for path in weights) <= 48e6
     pickled = [path for path in FOLDER.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
     assert not pickled
