@@ -170,7 +170,9 @@ def recommended_settings(rows: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Knob -> value by node id, for every rule whose knob was measured at all its values, by the first of its rows."""
     first = {row.rule: row for row in reversed(ROWS) if row.rule}
     whole = [
-        row for row in ROWS if first.get(row.rule) is row and row.values and len(swept(row, rows)) == len(row.values)
+        row
+        for row in ROWS
+        if row.rule and first[row.rule] is row and row.values and len(swept(row, rows)) == len(row.values)
     ]
     return {row.rule.node.id: {row.knob: row.recommended} for row in whole if row.rule}
 
