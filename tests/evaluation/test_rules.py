@@ -226,8 +226,10 @@ def test_a_row_that_was_measured_with_another_default_is_refused_by_name(
     (tmp_path / "rules").mkdir()
     for key in ("apg", "cfg"):
         (tmp_path / "rules" / f"{key}.json").write_text((files / f"{key}.json").read_text())
-    (tmp_path / "rules" / "apg-eta-0.0.json").write_text("left from another default, where the row itself now stands")
+    left = tmp_path / "rules" / "apg-eta-0.0.json"
+    left.write_text("from another default, where the row itself now stands")
     assert list(read_rows(tmp_path)) == ["cfg", "apg"]
+    left.unlink()
     changed = [replace(row, settings={"eta": 0.25}) if row.key == "apg" else row for row in ROWS]
     monkeypatch.setattr(rules_page, "ROWS", changed)
     with pytest.raises(UserError, match=r"^apg\.json in .*other settings"):
