@@ -21,7 +21,7 @@ from latent_guidance.step_grids import step_grid
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "results.jpg"
 PROMPTS = (
-    "grinning face", "cat face", "woman", "man: beard", "flag: France", "flag: Germany", "red circle", "pizza", "red heart",
+    "grinning face", "man: beard", "cat face", "red apple", "rocket", "soccer ball", "guitar", "red heart", "flag: Brazil",
 )  # fmt: skip
 CFG_SCALE, CLASSIFIER_SCALE, STEPS = 4.0, 10.0, 30
 

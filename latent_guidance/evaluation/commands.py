@@ -142,9 +142,15 @@ def command(names: tuple[str, ...]) -> Callable[..., None]:
         judge_steps: int = Plan.judge_steps,
         judge_batch: int = Plan.judge_batch,
         judge_size: int = Plan.judge_size,
+        curve_per_group: int = Plan.curve_per_group,
+        curve_names: int = Plan.curve_names,
+        curve_seeds: int = Plan.curve_seeds,
         tiny: bool = False,
     ) -> None:
-        plan = replace(Plan(), steps=steps, judge_steps=judge_steps, judge_batch=judge_batch, judge_size=judge_size)
+        plan = replace(
+            Plan(), steps=steps, judge_steps=judge_steps, judge_batch=judge_batch, judge_size=judge_size,
+            curve_per_group=curve_per_group, curve_names=curve_names, curve_seeds=curve_seeds,
+        )  # fmt: skip
         plan = TINY if tiny else plan
         plan = replace(plan, seed=seed, classifier_scale=classifier_scale, cfg_scale=cfg_scale)
         minutes = measure(
@@ -155,8 +161,8 @@ def command(names: tuple[str, ...]) -> Callable[..., None]:
 
     run.__annotations__ = {
         "out": Path, "model": Path | None, "pictures": Path | None, "device": str, "batch": int, "steps": int, "seed": int,
-        "classifier_scale": float, "cfg_scale": float, "judge_steps": int, "judge_batch": int, "judge_size": int, "tiny": bool,
-        "return": None,
+        "classifier_scale": float, "cfg_scale": float, "judge_steps": int, "judge_batch": int, "judge_size": int,
+        "curve_per_group": int, "curve_names": int, "curve_seeds": int, "tiny": bool, "return": None,
     }  # fmt: skip
     return run
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..guidance import CFG
-from ..guidance.knobs import knobs
+from ..guidance import CFG, Rule
+from ..guidance.knobs import default, knobs
 from .bench import Bench
 from .curves import point
 from .judge import Judge, judge_mark
@@ -72,6 +72,11 @@ def at_value(row: Row, value: Any) -> Row:
     return replace(row, key=key, settings={**row.settings, row.knob: value})
 
 
+def swept_rows(row: Row) -> dict[Any, Row]:
+    """Value -> row for every value of the row's knob; at the recommended one the row itself."""
+    return {value: row if value == row.recommended else at_value(row, value) for value in row.values}
+
+
 def measure_rules(bench: Bench, gallery: Gallery, judge: Callable[[], Judge], extent: Extent) -> dict[str, Any]:
     """Measure the rows that were not measured with these settings; returns the results by key.
 
@@ -88,9 +93,8 @@ def measure_rules(bench: Bench, gallery: Gallery, judge: Callable[[], Judge], ex
     found: dict[str, Any] = {}
     for row in chosen_rows(extent.only):
         found[row.key] = _measured_row(shop, gallery, judge, row, timed=extent.timed)
-        others = [value for value in row.values if value != row.recommended] if extent.sweep else []
-        for value in others:
-            varied = at_value(row, value)
+        others = [varied for varied in swept_rows(row).values() if varied is not row] if extent.sweep else []
+        for varied in others:
             found[varied.key] = _measured_row(shop, gallery, judge, varied, timed=0)
     return found
 
@@ -119,12 +123,30 @@ def _measured_row(shop: Shop, gallery: Gallery, judge: Callable[[], Judge], row:
 def _described(shop: Shop, row: Row, ask: Ask) -> list[dict[str, Any]]:
     """The chain as JSON values: what is not connected but set."""
     rule = row.own(shop, ask)
-    rules = [*row.beside, *([rule] if rule else [])]
-    plain = (int, float, str, bool)
-    return [
-        {"rule": type(r).__name__, **{k: getattr(r, k) for k in knobs(type(r)) if type(getattr(r, k)) in plain}}
-        for r in rules
-    ]
+    return [_plain(type(r), vars(r)) for r in [*row.beside, *([rule] if rule else [])]]
+
+
+def _plain(rule: type[Rule], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A rule's name and those of its knobs that are numbers, texts or switches; what ``values`` lacks is the default."""
+    whole = {name: values.get(name, default(rule, name)) for name in knobs(rule)}
+    kept = {name: value for name, value in whole.items() if type(value) in (int, float, str, bool)}
+    return {"rule": rule.__name__, **kept}
+
+
+def is_of(row: Row, settings: Mapping[str, Any]) -> bool:
+    """Whether a part's ``settings`` are what the row now is: its sampler, its recurrence, and its rules with their knobs.
+
+    A label is a connection that each set of pictures makes anew, and is left out.
+    """
+    rules = [_plain(type(rule), vars(rule)) for rule in row.beside] + (
+        [_plain(row.rule, row.settings)] if row.rule else []
+    )
+    now = (row.sampler.__name__, row.recurrence, _without_label(rules))
+    return (settings["sampler"], settings["recurrence"], _without_label(settings["rules"])) == now
+
+
+def _without_label(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in rule.items() if name != "label"} for rule in rules]
 
 
 def _run_row(

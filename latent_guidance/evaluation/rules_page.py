@@ -14,7 +14,7 @@ from .neighbours import RULE
 from .parts import read_part
 from .report import table
 from .rule_rows import BASELINES, GROUP, PICTURE, PROMPT, ROWS, SAMPLERS_WITHOUT, TASKS, TEXT, WITHOUT, Row
-from .rules import FOLDER, at_value
+from .rules import FOLDER, is_of, swept_rows
 from .rules_sheet import save_rules_sheet
 
 PICTURES, PAGE = "rules_table.jpg", "RULES_TABLE.md"
@@ -32,10 +32,11 @@ def read_rows(out: Path) -> dict[str, dict[str, Any]]:
     """Every measured row of ``out``, swept values among them, by key: {"settings": ..., "result": ...}.
 
     Raises:
-        UserError: there is none, or rows were measured on different models, steps or seeds.
+        UserError: there is none, rows were measured on different models, steps or seeds, or one was measured with other settings of its
+            rules than it now has.
     """
-    keys = [row.key for row in ROWS] + [at_value(row, value).key for row in ROWS for value in row.values]
-    rows = {key: read_part(out / FOLDER, key) for key in keys if (out / FOLDER / f"{key}.json").is_file()}
+    known = {each.key: each for row in ROWS for each in (row, *swept_rows(row).values())}
+    rows = {key: read_part(out / FOLDER, key) for key in known if (out / FOLDER / f"{key}.json").is_file()}
     if not rows:
         raise UserError(
             f"{out / FOLDER} without a measured row",
@@ -46,18 +47,20 @@ def read_rows(out: Path) -> dict[str, dict[str, Any]]:
         json.dumps([row["settings"][name] for name in ("model", "steps", "grid", "seed")]) for row in rows.values()
     }
     counts = {(key, row["result"]["pictures"], row["settings"]["asks"][0][1]) for key, row in rows.items()}
-    by_task = {(_task(key), *rest) for key, *rest in counts}
+    by_task = {(known[key].task, *rest) for key, *rest in counts}
     if len(common) > 1 or len(by_task) > len({task for task, *_ in by_task}):
         raise UserError(
             f"rows in {out / FOLDER} that were measured on different models, grids, seeds or numbers of pictures",
             expected="all of them with the same",
             mend="run `rules` again with one set of options: it measures what differs",
         )
+    if old := [key for key, part in rows.items() if not is_of(known[key], part["settings"])]:
+        raise UserError(
+            f"{', '.join(f'{key}.json' for key in old)} in {out / FOLDER}, measured with other settings than the table's rows now have",
+            expected="every row measured with the sampler, the rules and the knobs that it now has",
+            mend="run `rules` again, with --sweep if values of knobs are among them: it measures what differs",
+        )
     return rows
-
-
-def _task(key: str) -> str:
-    return next(row.task for row in ROWS if key == row.key or key in {at_value(row, value).key for value in row.values})
 
 
 def write_rules_page(out: Path, docs: Path, recommended: Path | None = None) -> list[Path]:
@@ -156,8 +159,7 @@ def _without(rows: dict[str, Any]) -> str:
 
 def swept(row: Row, rows: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
     """(value, result) of every value of the row's knob that was measured, the recommended one among them, in the row's order."""
-    keys = {value: row.key if value == row.recommended else at_value(row, value).key for value in row.values}
-    return [(value, rows[key]["result"]) for value, key in keys.items() if key in rows]
+    return [(value, rows[each.key]["result"]) for value, each in swept_rows(row).items() if each.key in rows]
 
 
 def clearly_better(share: float, than: float, pictures: int) -> bool:

@@ -8,6 +8,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
+import comfy.supported_models
 import torch
 from inside import call, far, part, refused, result
 from stage import Stage, cfg, classifier_for
@@ -67,7 +68,10 @@ def mpgd(space, **more):
 
 
 unit = float(model.model.memory_required([1, 4, 8, 8]))
-result["unit"], result["graph"], result["decoded"] = unit, memory.GRAPH, memory.DECODED
+result["unit"], result["graph"], result["decoded"] = unit, memory.graph_factor(model.model), memory.DECODED
+result["families"] = {
+    name: [hasattr(comfy.supported_models, name), factor] for name, factor in memory.GRAPHS.items()
+}
 result["a picture"] = float(vae.memory_used_decode((1, 4, 8, 8), vae.vae_dtype))
 result["a tile"] = float(vae.memory_used_decode((1, 4, 16, 16), vae.vae_dtype))
 result["half a picture"] = float(vae.memory_used_decode((1, 4, 4, 4), vae.vae_dtype))

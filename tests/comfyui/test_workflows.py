@@ -30,6 +30,8 @@ Pictures = dict[str, list[np.ndarray[Any, Any]]]
 
 TINY_CLASSIFIER = 40.0
 """The tiny checkpoint's random classifier has small gradients: scales are raised by this, so that its guidance is seen."""
+TINY_ASCENT = 0.2
+"""An ascent through the tiny checkpoint's random VAE makes of rounding another picture: its steps are made shorter by this."""
 
 
 def workflow(name: str, *, checkpoint: str, seed: int | None = None) -> dict[str, Any]:
@@ -44,6 +46,8 @@ def workflow(name: str, *, checkpoint: str, seed: int | None = None) -> dict[str
             inputs["steps"] = 6
         if checkpoint == "tiny" and node["class_type"] == "LGClassifierGuidance":
             inputs["guidance_scale"] *= TINY_CLASSIFIER
+        if checkpoint == "tiny" and "step_size" in inputs:
+            inputs["step_size"] *= TINY_ASCENT
         if seed is not None and "seed" in inputs:
             inputs["seed"] = seed
     return prompt

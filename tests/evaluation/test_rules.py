@@ -20,7 +20,7 @@ from latent_guidance.evaluation.judge import FILE, judge_fits, judge_settings
 from latent_guidance.evaluation.neighbours import Gallery
 from latent_guidance.evaluation.rule_rows import BASELINES, ROWS, SAMPLERS_WITHOUT, TASKS, WITHOUT, Row, shown_settings
 from latent_guidance.evaluation.rule_shop import Shop
-from latent_guidance.evaluation.rules import Extent, at_value, measure_rules
+from latent_guidance.evaluation.rules import Extent, at_value, is_of, measure_rules, swept_rows
 from latent_guidance.evaluation.rules_page import (
     clearly_better,
     read_rows,
@@ -81,7 +81,10 @@ def test_rows_are_measured_with_the_defaults_or_say_why_not() -> None:
                 if name != "recurrence":
                     own[name].check(value, row.key)
     first = {row.rule: row for row in reversed(ROWS) if row.rule}
-    assert [row.key for row in ROWS if first.get(row.rule) is row and row.settings] == ["threshold", "post-step"]
+    assert [row.key for row in ROWS if row.rule and first[row.rule] is row and row.settings] == [
+        "threshold",
+        "post-step",
+    ]
 
 
 def test_what_tooltips_recommend_is_what_the_rows_were_measured_with() -> None:
@@ -206,6 +209,35 @@ def test_the_page_shows_what_was_measured(measured_bench: tuple[Bench, dict[str,
     for name, part in (("cfg", other), ("plain", json.loads((bench.out / "rules" / "plain.json").read_text()))):
         (tmp_path / "rules" / f"{name}.json").write_text(json.dumps(part))
     with pytest.raises(UserError, match="different models, grids, seeds"):
+        read_rows(tmp_path)
+
+
+def test_a_row_that_was_measured_with_another_default_is_refused_by_name(
+    measured_bench: tuple[Bench, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row as measured belongs to itself; after a change of a default its number would stand under the wrong value."""
+    bench, _ = measured_bench
+    files = bench.out / "rules"
+    for row in ROWS:
+        settings = json.loads((files / f"{row.key}.json").read_text())["settings"]
+        assert is_of(row, settings), row.key
+        for other in swept_rows(row).values():
+            assert other is row or not is_of(other, settings), other.key
+    (tmp_path / "rules").mkdir()
+    for key in ("apg", "cfg"):
+        (tmp_path / "rules" / f"{key}.json").write_text((files / f"{key}.json").read_text())
+    left = tmp_path / "rules" / "apg-eta-0.0.json"
+    left.write_text("from another default, where the row itself now stands")
+    assert list(read_rows(tmp_path)) == ["cfg", "apg"]
+    left.unlink()
+    changed = [replace(row, settings={"eta": 0.25}) if row.key == "apg" else row for row in ROWS]
+    monkeypatch.setattr(rules_page, "ROWS", changed)
+    with pytest.raises(UserError, match=r"^apg\.json in .*other settings"):
+        read_rows(tmp_path)
+    monkeypatch.setattr(
+        rules_page, "ROWS", [replace(row, beside=(CFG(),)) if row.key == "apg" else row for row in ROWS]
+    )
+    with pytest.raises(UserError, match=r"^apg\.json in .*other settings"):
         read_rows(tmp_path)
 
 

@@ -16,13 +16,20 @@ import comfy.sampler_helpers
 from ....latent_guidance.guidance.loss_rule import LossRule
 
 GRAPH = 21
-"""What a pass of the network needs with its graph, in ComfyUI's estimate for one without: at most.
+GRAPHS = {"SD15": 10, "SD3": 7}
+"""What a pass of the network needs with its graph, in ComfyUI's estimate for one without: at most, and for families that need much less
+(by the name of ComfyUI's class of supported_models).
 
 Counted on ComfyUI 0.33.0 by benchmarks/comfyui_graphs.py, as the bytes that autograd keeps over the estimate with fused attention, fp16:
 9.0 for Stable Diffusion 1.5 at 512 pixels; at 1024, 5.6 for SD3 medium, 19.4 for SDXL, 20.2 for Flux. And 1 for the pass itself.
 """
 DECODED = 3
 """The same of a VAE's decoder: 2.6 for that of Stable Diffusion in fp32, and some of 1 for the pass itself."""
+
+
+def graph_factor(model: Any) -> int:
+    """What a pass of ComfyUI's BaseModel ``model`` needs with its graph, in ComfyUI's estimate for one without."""
+    return GRAPHS.get(type(model.model_config).__name__, GRAPH)
 
 
 def graph_shape(model: Any, shape: Sequence[int], conds: Mapping[str, Any], rules: Sequence[Any]) -> list[int]:
@@ -38,7 +45,7 @@ def graph_shape(model: Any, shape: Sequence[int], conds: Mapping[str, Any], rule
     if any(rule.may_differentiate() for rule in rules):
         weakened = sum(branch.pieces for rule in rules for branch in rule.branches() if branch.patch is not None)
         entries = sum(len(entries) for entries in conds.values()) + weakened * len(conds.get("positive", ()))
-        batch *= GRAPH * max(1, entries)
+        batch *= graph_factor(model) * max(1, entries)
     unit = float(model.memory_required([1, *rest]))
     decoding = max((_decoding(rule, tuple(shape)) for rule in rules), default=0.0)  # one after the other
     return [batch + (math.ceil(decoding / unit) if unit > 0 else 0), *rest]
