@@ -87,14 +87,14 @@ class LGVAEDecode:
 
     DISPLAY_NAME = "VAE Decode (Latent Guidance)"
     CATEGORY = CATEGORY
-    DESCRIPTION = "Decodes latents to pictures; refuses latents of another VAE with words."
+    DESCRIPTION = "Decodes latents to pictures; refuses latents whose number of channels is not the VAE's."
     SEARCH_ALIASES: ClassVar[list[str]] = ["vae decode", "latent to image"]
     RETURN_TYPES = ("IMAGE",)
     OUTPUT_TOOLTIPS = ("The decoded pictures.",)
     FUNCTION = "decode"
     ZH: ClassVar[dict[str, Any]] = {
         "display_name": "VAE 解码（Latent Guidance）",
-        "description": "把潜变量解码为图片；若潜变量来自其他 VAE，会给出说明。",
+        "description": "把潜变量解码为图片；潜变量通道数与 VAE 不符时报错并说明。",
         "inputs": {
             "samples": ("潜变量", "要解码的潜变量。"),
             "vae": ("VAE", "用于解码的 VAE；请与模型来自同一检查点。"),

@@ -28,9 +28,9 @@ def _tooltip(knob: Knob, recommended: Any = None) -> str:
     if knob.neutral_text:
         parts.append(f"Neutral: {knob.neutral_text}.")
     if isinstance(knob, Number | Whole):
-        parts.append(f"Range: {knob.min:g} to {knob.max:g}.")
-    if getattr(knob, "paper_range", ""):
-        parts.append(f"Usual: {knob.paper_range}.")  # type: ignore[attr-defined]
+        parts.append(f"Range: {_shown(knob.min)} to {_shown(knob.max)}.")
+    if isinstance(knob, Number) and knob.paper_range:
+        parts.append(f"Usual: {knob.paper_range}.")
     if recommended is not None:
         parts.append(f"Recommended on the emoji model: {_shown(recommended)}.")
     return " ".join(parts)
@@ -46,7 +46,9 @@ def tooltip_zh(knob: Knob, recommended: Any = None) -> str:
     if knob.neutral_text:
         parts.append(f"中性值：{knob.neutral_text}。")
     if isinstance(knob, Number | Whole):
-        parts.append(f"范围：{knob.min:g} 到 {knob.max:g}。")
+        parts.append(f"范围：{_shown(knob.min)} 到 {_shown(knob.max)}。")
+    if isinstance(knob, Number) and knob.paper_range:
+        parts.append(f"常用：{knob.paper_range_zh or knob.paper_range.replace(' to ', ' 到 ')}。")
     if recommended is not None:
         parts.append(f"emoji 模型上的推荐值：{_shown(recommended)}。")
     return "".join(parts)

@@ -229,16 +229,22 @@ class LGLoadPictureCLIP:
     ZH: ClassVar[dict[str, Any]] = {
         "display_name": "加载图像 CLIP",
         "description": (
-            "加载一个观察清晰图像并读取文字的 CLIP，用于“损失：文字（CLIP）”：含有 open_clip_config.json 和 "
+            "加载一个读取清晰图像与文字的 CLIP，用于“损失：文字（CLIP）”：含有 open_clip_config.json 和 "
             "open_clip_model.safetensors 的文件夹，即 open_clip 的发布形式（ViT-B-32、ViT-L-14）。"
         ),
-        "inputs": {"picture_clip": ("图像 CLIP", "models/clip_vision 中的 open_clip 文件夹。")},
+        "inputs": {
+            "picture_clip": (
+                "图像 CLIP",
+                "models/clip_vision 中的 open_clip 文件夹。需要 `pip install open_clip_torch`；“由 CLIP 视觉组成图像 CLIP”则不需要。",
+            )
+        },
         "outputs": ("图像 CLIP",),
     }
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"picture_clip": _combo("picture_clip", "An open_clip folder in models/clip_vision.")}}
+        tooltip = "An open_clip folder in models/clip_vision. Needs `pip install open_clip_torch`; Picture CLIP from CLIP Vision does not."
+        return {"required": {"picture_clip": _combo("picture_clip", tooltip)}}
 
     def load(self, picture_clip: str) -> tuple[Any]:
         return (current().load_picture_clip(picture_clip),)

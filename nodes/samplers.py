@@ -245,7 +245,8 @@ class LGSamplerRectifiedCFGpp:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Guidance for flow models (Stable Diffusion 3, Flux) inside the step: it goes along the prompt's own path and corrects it by what "
-        "prompt and negative say half a step ahead. Set the guider's cfg to 1 and the scale here; three network passes a step."
+        "prompt and negative say half a step ahead. Leave CFG out of the Guider's chain but connect its negative (or set CFGGuider's cfg "
+        "to 1), and set the scale here; three network passes a step."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = [
         "rectified cfg++",
@@ -263,7 +264,8 @@ class LGSamplerRectifiedCFGpp:
         "display_name": "Rectified-CFG++ 采样器",
         "description": (
             "用于流模型（Stable Diffusion 3、Flux）的步内引导：沿提示词自身的路径前进，"
-            "再按前方半步处提示词与反向条件之差修正。请把引导器的 cfg 设为 1，在此设置强度；每步三次网络调用。"
+            "再按前方半步处提示词与反向条件之差修正。“引导器”的规则链中不要放 CFG，但要连接反向条件"
+            "（或把 CFGGuider 的 cfg 设为 1），强度在此设置；每步三次网络调用。"
         ),
         "inputs": {
             "scale": (

@@ -90,7 +90,9 @@ class LGGuider:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Guides a model by a chain of rules, for SamplerCustomAdvanced. Everything that the rules need of the model is evaluated in "
-        "one batched call a step; a negative that no rule needs costs nothing."
+        "one batched call a step; a negative that no rule needs costs nothing. Rules that change how CFG acts (Limited Interval, Schedule, "
+        "Curve, Adaptive, APG …) need Classifier-Free Guidance, or a rule that takes its place, in the same chain; without one they do "
+        "nothing."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["guider", "cfg guider", "classifier guidance", "rules"]
     RETURN_TYPES = ("GUIDER", "STRING")
@@ -105,6 +107,8 @@ class LGGuider:
         "description": (
             "按规则链引导模型，用于 SamplerCustomAdvanced。"
             "规则所需的全部结果在每一步的一次批量调用中得到；没有规则需要反向条件时不产生额外开销。"
+            "改变 CFG 作用方式的规则（限定区间、调度、曲线、自适应、APG 等）"
+            "须与“无分类器引导 (CFG)”或取代它的规则放在同一条链中，否则不起作用。"
         ),
         "inputs": {
             "model": ("模型", "要引导的模型。"),
@@ -113,7 +117,7 @@ class LGGuider:
             "rules": ("规则链", _RULES_HELP_ZH),
             "report": _REPORT_ZH,
         },
-        "outputs": ("引导器", "网络次数"),
+        "outputs": ("引导器", "网络调用次数"),
     }
 
     @classmethod
@@ -151,7 +155,8 @@ class LGApplyGuidance:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Puts a chain of rules onto a MODEL, so that they act under KSampler and other guiders. Gradient rules join what the sampler's "
-        "own cfg gives; CFG and interval rules take its place."
+        "own cfg gives. A rule that combines prompt and negative, such as CFG, replaces that cfg; those that change how CFG acts "
+        "(interval, schedule, APG …) act on it, and then it must not be 1."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["patch model", "classifier guidance", "ksampler guidance"]
     RETURN_TYPES = ("MODEL",)
@@ -161,11 +166,12 @@ class LGApplyGuidance:
         "display_name": "将引导应用于模型",
         "description": (
             "把规则链加到 MODEL 上，使其在 KSampler 和其他引导器下生效。"
-            "梯度规则叠加在采样器自身的 cfg 结果上；CFG 与区间规则则取代它。"
+            "梯度规则叠加在采样器自身的 cfg 结果上。合并正反向条件的规则（如 CFG）取代该 cfg；"
+            "改变 CFG 作用方式的规则（区间、调度、APG 等）作用于该 cfg，此时 cfg 不能为 1。"
         ),
         "inputs": {
             "model": ("模型", "要引导的模型；输入的模型不会被改变。"),
-            "rules": ("规则链", _RULES_HELP_ZH),
+            "rules": ("规则链", "要加到模型上的引导规则链。"),
             "report": _REPORT_ZH,
         },
         "outputs": ("模型",),

@@ -57,7 +57,7 @@ def sd15_scale_rules(w: Workflow) -> None:
         [
             ("interval", [cfg, ("LGLimitedInterval", {})]),
             ("schedule", [cfg, ("LGGuidanceSchedule", {})]),
-            ("curve", [("LGGuidanceCurve", {"curve": "14:2, 5:9, 1:9, 0.3:3"})]),
+            ("curve", [cfg, ("LGGuidanceCurve", {"curve": "14:2, 5:9, 1:9, 0.3:3"})]),
             ("magnitude", [cfg, ("LGMagnitudeAware", {})]),
             ("adaptive", [cfg, ("LGAdaptiveGuidance", {})]),
         ],

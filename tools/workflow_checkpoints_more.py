@@ -19,7 +19,7 @@ def sd15_weakened(w: Workflow) -> None:
         "SD 1.5",
         "Each picture adds one rule to a mild CFG. The network draws a second time with something taken away (*PAG*: no place sees "
         "another, *SEG*: blurred sight, *skipped*: layers, *shuffled*: places, *windows*: the whole), and the picture goes away from that: "
-        "shapes hold together better. `scale` says how far; one pass more a step.",
+        "shapes hold together better. `scale` says how far; one pass more a step (*windows* one and a half).",
     )
     cfg = ("LGCFG", {"guidance_scale": 4.0})
     compare(

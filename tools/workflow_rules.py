@@ -53,7 +53,7 @@ def compare_more_rules(w: Workflow) -> None:
     chains: list[tuple[str, Chain]] = [
         ("CFG", CFG),
         ("schedule", [*CFG, ("LGGuidanceSchedule", {})]),
-        ("curve", [("LGGuidanceCurve", {"curve": "14:1, 5:8, 1:8, 0.3:2"})]),
+        ("curve", [*CFG, ("LGGuidanceCurve", {"curve": "14:1, 5:8, 1:8, 0.3:2"})]),
         ("adaptive", [*CFG, ("LGAdaptiveGuidance", {"threshold": 0.99})]),
         ("thresholded", [*CFG, ("LGDynamicThresholding", {"plain_scale": 3.0})]),
         ("momentum", [*CFG, ("LGMomentumGuidance", {})]),

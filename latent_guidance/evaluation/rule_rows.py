@@ -232,7 +232,7 @@ ROWS: tuple[Row, ...] = (
     _group(key="mean-shift", rule=ClassifierMeanShift, sampler=sample_ddpm),
     _group(
         key="post-step", rule=ClassifierPostStep, sampler=sample_ddpm, settings={"guidance_scale": 0.2},
-        why="its scale compares with no other form's, whose default it has", values=(0.05, 0.1, 0.2, 0.5),
+        why="the most that its help says to try; its scale compares with no other form's", values=(0.05, 0.1, 0.2, 0.5),
     ),
     Row(key="log-prob", task=GROUP, rule=LogProbGuidance, sockets=_log_prob, knob="guidance_scale", values=(0.1, 0.2, 0.5)),
     Row(key="plain-picture", task=PICTURE, title="No guidance, empty prompt"),

@@ -42,8 +42,8 @@ class AdaptiveGuidance(Rule):
         id="LGAdaptiveGuidance",
         name="Adaptive Guidance",
         name_zh="自适应引导",
-        description="Stops guiding once prompt and negative prompt agree, which halves the cost of the remaining steps.",
-        description_zh="一旦正向与反向估计达成一致就停止引导，其余步骤的计算量减半。",
+        description="Stops guiding once prompt and negative prompt agree, which in the Guider halves the cost of the remaining steps.",
+        description_zh="一旦正向与反向估计达成一致就停止引导，在引导器中其余步骤的计算量减半。",
         search_aliases=("adaptive guidance", "adaptive guider", "skip uncond", "faster cfg"),
     )
 
@@ -55,6 +55,7 @@ class AdaptiveGuidance(Rule):
             step=0.0005,
             neutral=1.0,
             paper_range="0.99 to 0.9999; lower is faster and changes more",
+            paper_range_zh="0.99 到 0.9999；越低越快，改变也越多",
             label_zh="一致阈值",
             help="Cosine similarity of the two estimates above which the rest of the run goes by the prompt alone.",
             help_zh="两个估计的余弦相似度超过此值后，其余步骤只用提示词。",

@@ -74,7 +74,7 @@ class AngleDomainGuidance(Rule):
         name_zh="角度域引导 (ADG)",
         description="Strong guidance without burnt colours: turns the estimate away from the negative prompt instead of pushing it ever "
         "further. It takes the place of Classifier-Free Guidance and its scale.",
-        description_zh="强引导而不烧色：让估计转离反向提示词，而不是越推越远。它取代无分类器引导及其强度。",
+        description_zh="强引导也不致颜色过饱和：让估计转离反向提示词，而不是越推越远。它取代无分类器引导及其强度。",
         search_aliases=("adg", "angle domain guidance", "rotation", "oversaturation"),
     )
 

@@ -10,10 +10,11 @@ Reference: none; compare arXiv 2105.05233, Algorithm 1, which has Sigma before t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from .base import NodeText
 from .classifier_step import ClassifierStepRule
+from .knobs import Number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,22 @@ class ClassifierPostStep(ClassifierStepRule):
         name_zh="分类器步后修正 (DDPM)",
         description="Adds the classifier's gradient after each DDPM step. Its scale compares with no other form's (try 0.01 to 0.2). "
         "Connect it to the DDPM sampler, not to the guider.",
-        description_zh="在每个 DDPM 步之后加上分类器梯度。其强度与其他形式不可比。请连接到 DDPM 采样器，而不是引导器。",
+        description_zh="在每个 DDPM 步之后加上分类器梯度。其强度与其他形式不可比（可从 0.01 到 0.2 试起）。"
+        "请连接到 DDPM 采样器，而不是引导器。",
         search_aliases=("classifier guidance", "post step"),
     )
+
+    guidance_scale: Annotated[
+        float,
+        Number(
+            min=-1000.0,
+            max=1000.0,
+            step=0.01,
+            neutral=0.0,
+            paper_range="0.01 to 0.2",
+            label_zh="引导强度",
+            help="What the gradient is multiplied by after each step; 0 is off, below 0 steers away. It has no unit in common with the "
+            "other forms.",
+            help_zh="每步之后梯度所乘的系数；0 关闭，负值则远离目标。与其他形式没有共同的单位。",
+        ),
+    ] = 0.1

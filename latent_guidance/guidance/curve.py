@@ -100,8 +100,9 @@ class GuidanceCurve(Rule):
             neutral="",
             label_zh="曲线",
             help="The points as sigma:scale, separated by commas; before the first and after the last point the scale stays. "
-            "Empty leaves the scale as it is.",
-            help_zh="以 sigma:强度 写下各点，用逗号分隔；首末点之外强度不变。留空则不改变强度。",
+            "Empty leaves the scale as it is. Flow models (SD3, Flux) have sigma from 1 to 0.",
+            help_zh="以 sigma:强度 写下各点，用逗号分隔；首点之前与末点之后保持该端点的强度。留空则不改变强度。"
+            "flow 模型（SD3、Flux）的 sigma 从 1 到 0。",
         ),
     ] = "14:1, 5:6, 1:6, 0.3:2"
     interpolation: Annotated[

@@ -71,7 +71,7 @@ class DynamicThresholding(Rule):
         name="Dynamic Thresholding",
         name_zh="动态阈值",
         description="Strong guidance without burnt colours: holds the latent to the range that a plain guidance scale would give.",
-        description_zh="强引导而不烧色：把潜变量限制在普通引导强度所给出的范围内。",
+        description_zh="强引导也不致颜色过饱和：把潜变量限制在普通引导强度所给出的范围内。",
         search_aliases=("dynthresh", "dynamic thresholding", "mimic scale", "cfg scale fix", "thresholding"),
     )
 

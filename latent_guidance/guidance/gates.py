@@ -49,8 +49,10 @@ GradientClip = Annotated[
         step=0.1,
         neutral=UNLIMITED,
         label_zh="梯度裁剪",
-        help="Largest norm of the gradient for one picture, before guidance_scale, in unit-variance latents; 1000 clips nothing.",
-        help_zh="单张图片梯度的最大范数（乘以引导强度之前，单位方差潜空间）；1000 表示不裁剪。",
+        help="Largest norm of the gradient for one picture, before guidance_scale, in unit-variance latents; 1000 clips nothing. "
+        "With scaling relative (and FreeDoM's correction) the length is set afresh, so that clipping above 0 has no effect.",
+        help_zh="单张图片梯度的最大范数（乘以引导强度之前，单位方差潜空间）；1000 表示不裁剪。"
+        "强度换算为 relative（或 FreeDoM 的 correction）时长度会重新设定，大于 0 的裁剪不起作用。",
     ),
 ]
 Mask = Annotated[

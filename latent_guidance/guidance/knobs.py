@@ -38,13 +38,18 @@ class Knob:
 
 @dataclass(frozen=True, kw_only=True)
 class Number(Knob):
-    """A real number in [min, max]. ``neutral``: the value at which the rule is an exact no-op; None if there is none."""
+    """A real number in [min, max].
+
+    ``neutral``: the value at which the rule is an exact no-op; None if there is none. ``paper_range``: what is usual;
+    ``paper_range_zh`` is needed where that has more words than "to".
+    """
 
     min: float
     max: float
     step: float
     neutral: float | None = None
     paper_range: str = ""
+    paper_range_zh: str = ""
 
     def check(self, value: object, where: str) -> None:
         number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan

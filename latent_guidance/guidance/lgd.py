@@ -38,7 +38,7 @@ class LossGuidedDiffusion(LossRule):
         description="As DPS, with the loss looked at in several places around the estimate, which steadies it at high noise. The "
         "loss and the VAE "
         "are paid for once for each draw. In Guider only.",
-        description_zh="与 DPS 相同，但在估计附近的多个位置观察损失，高噪声时更稳定。损失和 VAE 的开销按抽样数增加。仅用于引导器。",
+        description_zh="与 DPS 相同，但在估计附近的多个位置计算损失，高噪声时更稳定。损失和 VAE 的开销按抽样数增加。仅用于引导器。",
         search_aliases=("LGD", "loss-guided diffusion", "Monte Carlo", "plug and play", "through the UNet"),
     )
 
@@ -73,7 +73,7 @@ class LossGuidedDiffusion(LossRule):
             max=64,
             label_zh="抽样数",
             help="In how many places around the estimate the loss is looked at; the paper takes 1 to 10.",
-            help_zh="在估计附近观察损失的位置数；论文取 1 到 10。",
+            help_zh="在估计附近计算损失的位置数；论文取 1 到 10。",
         ),
     ] = 4
     spread: Annotated[

@@ -67,8 +67,8 @@ class LimitedInterval(Rule):
             neutral=0.0,
             paper_range="0.28 (SDXL)",
             label_zh="区间下限 sigma",
-            help="Guidance acts at noise levels sigma above this one.",
-            help_zh="噪声水平 sigma 高于此值时引导才起作用。",
+            help="Guidance acts at noise levels sigma above this one. Flow models (SD3, Flux) have sigma from 1 to 0.",
+            help_zh="噪声水平 sigma 高于此值时引导才起作用。flow 模型（SD3、Flux）的 sigma 从 1 到 0。",
         ),
     ] = 0.28
     sigma_hi: Annotated[
@@ -80,8 +80,9 @@ class LimitedInterval(Rule):
             neutral=UNLIMITED,
             paper_range="5.42 (SDXL)",
             label_zh="区间上限 sigma",
-            help="Guidance acts at noise levels sigma up to and including this one; 1000 is no upper limit.",
-            help_zh="噪声水平 sigma 不高于此值时引导才起作用；1000 表示没有上限。",
+            help="Guidance acts at noise levels sigma up to and including this one; 1000 is no upper limit. Flow models (SD3, Flux) have "
+            "sigma from 1 to 0.",
+            help_zh="噪声水平 sigma 不高于此值时引导才起作用；1000 表示没有上限。flow 模型（SD3、Flux）的 sigma 从 1 到 0。",
         ),
     ] = 5.42
 

@@ -45,7 +45,7 @@ VaeSocket = Annotated[
         made_by="the VAE of the model's checkpoint",
         label_zh="VAE",
         help="The model's own VAE, for losses that look at pictures: it is run forwards and backwards at each step.",
-        help_zh="模型自带的 VAE，用于观察图像的损失：每一步都要做一次前向和反向计算。",
+        help_zh="模型自带的 VAE，用于基于图像的损失：每一步都要做一次前向和反向计算。",
     ),
 ]
 DecodeAt = Annotated[
@@ -58,7 +58,7 @@ DecodeAt = Annotated[
         label_zh="解码尺寸",
         help="For losses that look at pictures: shrink the latents to this part of their size before decoding. Time and memory of the VAE "
         "fall with its square, details go.",
-        help_zh="用于观察图像的损失：解码前把潜变量缩小到此比例。VAE 的时间和显存按平方下降，细节随之丢失。",
+        help_zh="用于基于图像的损失：解码前把潜变量缩小到此比例。VAE 的时间和显存按平方下降，细节随之丢失。",
     ),
 ]
 DecodeTile = Annotated[
@@ -71,7 +71,7 @@ DecodeTile = Annotated[
         help="For losses that look at pictures: latents longer than this on a side are decoded in overlapping tiles of this size, which "
         "bounds memory. For its gradient the VAE of SD 1.5 or SDXL keeps 5.6 GiB at 64 in fp32, half of that in fp16 or bf16. 0: never in "
         "tiles; else at least 16.",
-        help_zh="用于观察图像的损失：边长超过此值的潜变量按此大小分成重叠的块来解码，从而限制显存。"
+        help_zh="用于基于图像的损失：边长超过此值的潜变量按此大小分成重叠的块来解码，从而限制显存。"
         "求梯度时，SD 1.5 或 SDXL 的 VAE 在 64 时以 fp32 占用 5.6 GiB，fp16 或 bf16 减半。0 表示从不分块；否则至少为 16。",
     ),
 ]

@@ -66,6 +66,7 @@ class MagnitudeAwareGuidance(Rule):
             step=0.5,
             neutral=0.0,
             paper_range="8 (Qwen-Image, guidance scale 10) to 12 (SD 3.5, guidance scale 18)",
+            paper_range_zh="8（Qwen-Image，引导强度 10）到 12（SD 3.5，引导强度 18）",
             label_zh="阻尼强度",
             help="How strongly guidance is weakened by the distance between the estimates; raise the guidance scale along with it.",
             help_zh="两个估计之间的距离使引导减弱的程度；提高它时宜同时提高引导强度。",

@@ -37,7 +37,7 @@ class MPGD(LossRule):
         name_zh="MPGD（估计处的损失引导）",
         description="Pulls the picture towards a loss at each step, by its gradient at the denoised estimate. Cheap: nothing goes back "
         "through the diffusion model. Works in Guider and in Apply Guidance to Model.",
-        description_zh="在每一步用去噪估计处的梯度把画面拉向某个损失。开销小：不经过扩散模型反向传播。可用于引导器，也可用于“应用引导到模型”。",
+        description_zh="在每一步用去噪估计处的梯度把画面拉向某个损失。开销小：不经过扩散模型反向传播。可用于引导器，也可用于“将引导应用于模型”。",
         search_aliases=("MPGD", "loss guidance", "x0 guidance", "training-free", "manifold", "leaf"),
     )
 

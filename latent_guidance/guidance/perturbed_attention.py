@@ -32,8 +32,10 @@ class PerturbedAttention(WeakenedPass):
         name="Perturbed Attention (PAG)",
         name_zh="扰动注意力引导 (PAG)",
         description="Improves structure without a negative prompt: guides away from a pass in which no part of the picture sees the "
-        "others. Adds up with CFG; costs one pass.",
-        description_zh="无需反向提示词即可改善结构：远离画面各处互不可见的一次计算。可与 CFG 叠加；每步多一次计算。",
+        "others. Adds up with CFG; costs one pass. U-Nets only (SD 1 and 2, SDXL, emoji); SD3 and "
+        "Flux are refused.",
+        description_zh="无需反向提示词即可改善结构：远离画面各处互不可见的一次计算。可与 CFG 叠加；每步多一次计算。"
+        "仅限 U-Net（SD 1/2、SDXL、emoji）；SD3、Flux 会被拒绝。",
         search_aliases=("pag", "perturbed attention guidance", "identity attention", "structure"),
     )
 
@@ -57,7 +59,7 @@ class PerturbedAttention(WeakenedPass):
             label_zh="层",
             help="Transformer blocks of the U-Net whose self-attention is perturbed: middle, down, up, all, or by name, such as m0, "
             "d0-d2, u3.",
-            help_zh="自注意力被扰动的 U-Net 变换器块：middle、down、up、all，或按名称，如 m0、d0-d2、u3。",
+            help_zh="自注意力被扰动的 U-Net Transformer 块：middle、down、up、all，或按名称，如 m0、d0-d2、u3。",
         ),
     ] = "middle"
 

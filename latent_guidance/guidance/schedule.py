@@ -107,9 +107,9 @@ class GuidanceSchedule(Rule):
             step=0.1,
             neutral=0.0,
             label_zh="指数",
-            help="Exponent of the power law and of the powered cosine: the larger, the later the guidance, and 0 is constant; "
-            "other shapes ignore it.",
-            help_zh="power law 与 powered cosine 的指数：越大引导来得越晚，0 即恒定；其他形状忽略此值。",
+            help="Exponent of the power law and of the powered cosine: the larger, the more guidance gathers at the strong end of the run, "
+            "and 0 is constant; other shapes ignore it.",
+            help_zh="power law 与 powered cosine 的指数：越大，引导越集中在强的一端，0 即恒定；其他形状忽略此值。",
         ),
     ] = 2.0
     floor: Annotated[

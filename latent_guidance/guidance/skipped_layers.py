@@ -35,7 +35,7 @@ class SkippedLayers(WeakenedPass):
         name_zh="跳层引导 (SLG)",
         description="Improves anatomy and structure: guides away from a pass that leaves out some layers. Works on transformers such as "
         "SD3.5 and Flux too; costs one pass.",
-        description_zh="改善人体与结构：远离跳过若干层的一次计算。也适用于 SD3.5、Flux 等变换器模型；每步多一次计算。",
+        description_zh="改善人体与结构：远离跳过若干层的一次计算。也适用于 SD3.5、Flux 等 Transformer 模型；每步多一次计算。",
         search_aliases=("slg", "skip layer guidance", "stg", "spatiotemporal skip", "skip block"),
     )
 
@@ -59,7 +59,8 @@ class SkippedLayers(WeakenedPass):
             label_zh="层",
             help="Layers to skip: middle or all; of a U-Net also down, up, or by name, such as m0, d0-d2; of a transformer by number, "
             "such as 7-9 (SD3.5 medium), and s0, s1 for single-stream blocks.",
-            help_zh="要跳过的层：middle 或 all；U-Net 还可用 down、up 或名称，如 m0、d0-d2；变换器用编号，如 7-9（SD3.5 medium），"
+            help_zh="要跳过的层：middle 或 all；U-Net 还可用 down、up 或名称，如 m0、d0-d2；"
+            "Transformer 模型用编号，如 7-9（SD3.5 medium），"
             "单流块用 s0、s1。",
         ),
     ] = "middle"
@@ -69,7 +70,7 @@ class SkippedLayers(WeakenedPass):
             options=("block", "attention"),
             label_zh="跳过内容",
             help="block: the whole transformer block; attention: only its self-attention, which U-Nets alone allow.",
-            help_zh="block：整个变换器块；attention：仅自注意力（只适用于 U-Net）。",
+            help_zh="block：整个 Transformer 块；attention：仅自注意力（只适用于 U-Net）。",
         ),
     ] = "block"
 

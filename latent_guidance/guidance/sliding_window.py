@@ -39,8 +39,8 @@ class SlidingWindow(WeakenedPass):
         name="Sliding Window Guidance (SWG)",
         name_zh="滑动窗口引导 (SWG)",
         description="Strengthens what holds the whole picture together: guides away from the picture as seen through small windows. "
-        "Works on every kind of model; costs about one and a half passes.",
-        description_zh="强化整幅画面的整体关系：远离只透过小窗口看到的画面。适用于各类模型；每步约多一次半计算。",
+        "Works on every kind of model; costs about one and a half passes as it is set by default.",
+        description_zh="强化整幅画面的整体关系：远离只透过小窗口看到的画面。适用于各类模型；默认设置下每步约多一次半计算。",
         search_aliases=("swg", "m-swg", "sliding window", "crops", "long range"),
     )
 
@@ -76,8 +76,9 @@ class SlidingWindow(WeakenedPass):
             min=2,
             max=10,
             label_zh="每边窗口数",
-            help="Windows along each side; the network sees their square.",
-            help_zh="每边的窗口数；网络共计算其平方个窗口。",
+            help="Windows along each side; the network sees their square, at the cost of (windows × size)² passes. Guider's passes output "
+            "counts each window.",
+            help_zh="每边的窗口数；网络计算其平方个窗口，开销约为（窗口数 × 大小）² 次计算。“引导器”的网络调用次数按窗口逐个计。",
         ),
     ] = 2
     masked: Annotated[

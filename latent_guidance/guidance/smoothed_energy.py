@@ -35,8 +35,10 @@ class SmoothedEnergy(WeakenedPass):
         name="Smoothed Energy (SEG)",
         name_zh="平滑能量引导 (SEG)",
         description="Improves structure without a negative prompt, more gently than PAG: guides away from a pass whose attention is "
-        "blurred. Adds up with CFG; costs one pass.",
-        description_zh="无需反向提示词即可改善结构，比 PAG 温和：远离注意力被模糊的一次计算。可与 CFG 叠加；每步多一次计算。",
+        "blurred. Adds up with CFG; costs one pass. U-Nets only (SD 1 and 2, SDXL, emoji); SD3 and "
+        "Flux are refused.",
+        description_zh="无需反向提示词即可改善结构，比 PAG 温和：远离注意力被模糊的一次计算。可与 CFG 叠加；每步多一次计算。"
+        "仅限 U-Net（SD 1/2、SDXL、emoji）；SD3、Flux 会被拒绝。",
         search_aliases=("seg", "smoothed energy guidance", "blurred attention", "structure"),
     )
 
@@ -61,6 +63,7 @@ class SmoothedEnergy(WeakenedPass):
             step=0.1,
             neutral=0.0,
             paper_range="1 to 10, and 1000",
+            paper_range_zh="1 到 10，以及 1000",
             label_zh="模糊标准差",
             help="Standard deviation of the blur of the queries, in tokens of the layer; 1000 blurs without limit.",
             help_zh="查询向量模糊的标准差，以该层的令牌为单位；1000 表示无限模糊。",
@@ -73,7 +76,7 @@ class SmoothedEnergy(WeakenedPass):
             label_zh="层",
             help="Transformer blocks of the U-Net whose self-attention is blurred: middle, down, up, all, or by name, such as m0, "
             "d0-d2, u3.",
-            help_zh="自注意力被模糊的 U-Net 变换器块：middle、down、up、all，或按名称，如 m0、d0-d2、u3。",
+            help_zh="自注意力被模糊的 U-Net Transformer 块：middle、down、up、all，或按名称，如 m0、d0-d2、u3。",
         ),
     ] = "middle"
 

@@ -67,9 +67,10 @@ class TrainingFreeGuidance(LossRule):
         name_zh="TFG（统一的免训练引导）",
         description="Pulls towards a loss through the diffusion model and at the estimate itself, with the loss smoothed: the "
         "unified form of which "
-        "MPGD, FreeDoM and LGD are settings. With guidance_scale 0 nothing goes through the model.",
+        "MPGD, FreeDoM and LGD are settings. With guidance_scale 0 nothing goes through the model. In Guider; with guidance_scale 0 also "
+        "in Apply Guidance to Model.",
         description_zh="同时穿过扩散模型并在估计处拉向（平滑后的）损失：MPGD、FreeDoM、LGD "
-        "都是它的特例。guidance_scale 为 0 时不经过扩散模型。",
+        "都是它的特例。guidance_scale 为 0 时不经过扩散模型。用于引导器；guidance_scale 为 0 时也可用于“将引导应用于模型”。",
         search_aliases=("TFG", "training-free guidance", "unified", "mean guidance", "variance guidance"),
     )
 
@@ -129,7 +130,7 @@ class TrainingFreeGuidance(LossRule):
             paper_range="0.001 to 1",
             label_zh="平滑 gamma",
             help="How far around the estimate the loss is looked at, times sqrt(1 - alpha_bar); 0 looks at the estimate itself.",
-            help_zh="观察损失的半径，相对于 sqrt(1 - alpha_bar) 的倍数；0 表示只看估计本身。",
+            help_zh="计算损失的半径，相对于 sqrt(1 - alpha_bar) 的倍数；0 表示只看估计本身。",
         ),
     ] = 0.1
     draws: Annotated[
@@ -139,7 +140,7 @@ class TrainingFreeGuidance(LossRule):
             max=64,
             label_zh="抽样数",
             help="In how many places around the estimate the loss is looked at, if gamma is above 0.",
-            help_zh="gamma 大于 0 时，在估计附近观察损失的位置数。",
+            help_zh="gamma 大于 0 时，在估计附近计算损失的位置数。",
         ),
     ] = 1
     schedule: Annotated[

@@ -34,8 +34,10 @@ class TokenPerturbation(WeakenedPass):
         name="Token Perturbation (TPG)",
         name_zh="令牌扰动引导 (TPG)",
         description="Improves structure and prompt following without a negative prompt: guides away from a pass with shuffled tokens. "
-        "Adds up with CFG; costs one pass.",
-        description_zh="无需反向提示词即可改善结构与提示词一致性：远离令牌被打乱的一次计算。可与 CFG 叠加；每步多一次计算。",
+        "Adds up with CFG; costs one pass. U-Nets only (SD 1 and 2, SDXL, emoji); SD3 and "
+        "Flux are refused.",
+        description_zh="无需反向提示词即可改善结构与提示词一致性：远离令牌被打乱的一次计算。可与 CFG 叠加；每步多一次计算。"
+        "仅限 U-Net（SD 1/2、SDXL、emoji）；SD3、Flux 会被拒绝。",
         search_aliases=("tpg", "token perturbation guidance", "token shuffle", "shuffled tokens"),
     )
 
@@ -58,7 +60,7 @@ class TokenPerturbation(WeakenedPass):
             placeholder="down",
             label_zh="层",
             help="Transformer blocks of the U-Net whose tokens are shuffled: middle, down, up, all, or by name, such as d6-d23 (SDXL).",
-            help_zh="令牌被打乱的 U-Net 变换器块：middle、down、up、all，或按名称，如 d6-d23 (SDXL)。",
+            help_zh="令牌被打乱的 U-Net Transformer 块：middle、down、up、all，或按名称，如 d6-d23 (SDXL)。",
         ),
     ] = "down"
     seed: Annotated[

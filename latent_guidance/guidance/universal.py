@@ -37,7 +37,7 @@ class UniversalGuidance(LossRule):
         description="Pulls towards a loss through the diffusion model, and then by some steps of descent at the estimate itself. With "
         "guidance_scale 0 nothing goes through the model. In Guider; with guidance_scale 0 also in Apply Guidance to Model.",
         description_zh="先穿过扩散模型拉向损失，再在估计处做若干步梯度下降。guidance_scale "
-        "为 0 时不经过扩散模型，此时也可用于“应用引导到模型”。",
+        "为 0 时不经过扩散模型，此时也可用于“将引导应用于模型”。",
         search_aliases=("universal guidance", "forward", "backward", "loss guidance", "training-free"),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -59,3 +60,17 @@ def test_every_rule_has_a_node(pack: ModuleType) -> None:
     from latent_guidance.guidance import RULES
 
     assert {rule.node.id for rule in RULES} <= pack.NODE_CLASS_MAPPINGS.keys()
+
+
+def test_numbers_are_written_in_full_and_usual_ranges_in_chinese(pack: ModuleType) -> None:
+    usual = 0
+    for node_id, node in pack.NODE_CLASS_MAPPINGS.items():
+        for section in node.INPUT_TYPES().values():
+            for name, (_, *options) in section.items():
+                english, chinese = options[0]["tooltip"] if options else "", node.ZH["inputs"][name][1]
+                assert not re.search(r"\de\+", english + chinese), (node_id, name)
+                assert ("Usual: " in english) == ("常用：" in chinese), (node_id, name)
+                words = re.findall(r"\b[a-z]+\b", chinese.partition("常用：")[2].partition("。")[0])
+                assert set(words) <= {"raw", "relative", "correction", "score"}, (node_id, name, words)
+                usual += "Usual: " in english
+    assert usual > 40

@@ -166,3 +166,16 @@ def test_the_files_are_those_that_the_tool_writes() -> None:
         command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_in_a_guider_no_rule_changes_a_scale_that_nobody_set(name: str, pack: ModuleType) -> None:
+    """Rules that change how CFG acts do nothing in a guider's chain without a rule that combines prompt and negative."""
+    prompt = json.loads((FOLDER / "api" / f"{name}.json").read_text("utf-8"))
+    for guider in (node for node in prompt.values() if node["class_type"] == "LGGuider"):
+        stages, link = set(), guider["inputs"].get("rules")
+        while link:
+            rule = prompt[link[0]]
+            stages.add(pack.NODE_CLASS_MAPPINGS[rule["class_type"]].RULE.stage.value)
+            link = rule["inputs"].get("rules")
+        assert "scale" not in stages or "combine" in stages, (guider, stages)

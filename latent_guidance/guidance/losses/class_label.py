@@ -62,8 +62,8 @@ class ClassLabel(ReadyLoss):
         Choice(
             options=COMBINE,
             label_zh="多标签组合",
-            help="With several labels: any of them is right (log-sum), or all at once (sum of logs, soft labels).",
-            help_zh="有多个标签时：任一即可（对数求和），或同时满足（对数之和，软标签）。",
+            help="With several labels: any of them is right (log of the sum of probabilities), or all at once (sum of logs, soft labels).",
+            help_zh="有多个标签时，any：任一即可（概率之和的对数）；all：同时满足（对数概率之和，可作软标签）。",
         ),
     ] = "any"
 

@@ -104,7 +104,7 @@ class CLIPText(ReadyLoss):
         name_zh="损失：文字（CLIP）",
         description="Pulls towards texts, or away from them, by a CLIP that looks at random cutouts of the decoded picture. No training is "
         "needed; a step costs the VAE and the CLIP, forwards and backwards.",
-        description_zh="用 CLIP 观察解码后图像的随机裁块，拉向（或推离）若干文字。无需训练；每步都要对 VAE 和 CLIP 做前向与反向计算。",
+        description_zh="用 CLIP 读取解码后图像的随机裁块，拉向（或推离）若干文字。无需训练；每步都要对 VAE 和 CLIP 做前向与反向计算。",
         search_aliases=("loss", "clip", "clip guidance", "text", "prompt", "cutouts", "clip guided diffusion"),
     )
 
@@ -115,7 +115,7 @@ class CLIPText(ReadyLoss):
             made_by="Load Picture CLIP or Picture CLIP from CLIP Vision",
             label_zh="图像 CLIP",
             help="The CLIP that looks at the picture and reads the texts.",
-            help_zh="用于观察图像并读取文字的 CLIP。",
+            help_zh="用于读取图像与文字的 CLIP。",
         ),
     ]
     texts: Annotated[

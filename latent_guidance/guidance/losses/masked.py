@@ -94,7 +94,7 @@ class MaskedLoss(ReadyLoss):
             made_by="a mask, such as Solid Mask or Load Image (as Mask)",
             label_zh="遮罩",
             help="Where to pull, 0 to 1 over the picture; resized to whatever the loss looks at.",
-            help_zh="在画面的哪些位置拉动（0 到 1）；会缩放到损失所观察的尺寸。",
+            help_zh="在画面的哪些位置拉动（0 到 1）；会缩放到损失所用的尺寸。",
         ),
     ]
 
