@@ -89,7 +89,7 @@ def train_unet(
         The UNet and the text encoder with averaged weights, in eval mode.
 
     Raises:
-        UserError: Training turned NaN, or the state or ``start_from`` belongs to another network.
+        UserError: Training turned NaN, the state or ``start_from`` belongs to another network, the state belongs to other latents.
     """
     recipe = UNetRecipe() if recipe is None else recipe
     joint = _Joint(latents, run_folder, settings, recipe, start_from)
@@ -164,7 +164,7 @@ class _Joint:
         tower = self.encoder.network
         tower.token_embedding = nn.Embedding.from_pretrained(tower.token_embedding.weight[self.used], freeze=False)
         network = nn.ModuleDict({"unet": self.unet, "text": tower})
-        self.run = TrainingRun(network.train(), run_folder, settings)
+        self.run = TrainingRun(network.train(), run_folder, settings, data=latents.mark)
 
     def finished(self) -> tuple[UNet2DConditionModel, TextEncoder]:
         """The networks with averaged weights and the whole token table, in eval mode."""
