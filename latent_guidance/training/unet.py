@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .latents import LatentSet
-from .loop import LoopSettings, StepLoss, TrainingRun, batch_indices
+from .loop import STATE_FILE, LoopSettings, StepLoss, TrainingRun, batch_indices
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -100,7 +100,17 @@ def train_unet(
 def averaged_unet(
     latents: LatentSet, run_folder: Path, *, settings: LoopSettings, recipe: UNetRecipe | None = None
 ) -> tuple[UNet2DConditionModel, TextEncoder]:
-    """UNet and text encoder with the averaged weights of a run that need not be finished."""
+    """UNet and text encoder with the averaged weights of a run that need not be finished.
+
+    Raises:
+        UserError: The folder holds no state, or that of another network or of other latents.
+    """
+    if not (state := Path(run_folder) / STATE_FILE).is_file():
+        raise UserError(
+            f"{state} was not found: there are no trained weights to write",
+            expected="the folder of a run that was begun",
+            mend="give the folder of the runs that training wrote to, or train first",
+        )
     return _Joint(latents, run_folder, settings, UNetRecipe() if recipe is None else recipe).finished()
 
 

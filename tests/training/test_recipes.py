@@ -187,6 +187,12 @@ def test_unet_recipe_learns_and_the_empty_prompt_is_trained(tmp_path: Path) -> N
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), unet.parameters(), strict=True))
 
 
+def test_without_a_state_nothing_is_written_for_trained(tmp_path: Path) -> None:
+    settings = LoopSettings(steps=1, learning_rate=1e-3)
+    with pytest.raises(UserError, match=r"state\.safetensors was not found: there are no trained weights"):
+        averaged_unet(_synthetic(), tmp_path / "wrong", settings=settings, recipe=UNET)
+
+
 def test_a_new_run_can_start_from_a_checkpoint(tmp_path: Path) -> None:
     latents = _synthetic(spread=0.02)
     settings = LoopSettings(steps=1, learning_rate=1e-12, bf16=False)
