@@ -89,7 +89,8 @@ def train_unet(
         The UNet and the text encoder with averaged weights, in eval mode.
 
     Raises:
-        UserError: Training turned NaN, the state or ``start_from`` belongs to another network, the state belongs to other latents.
+        UserError: Training turned NaN, the state or ``start_from`` belongs to another network, the state belongs to other latents, or
+            ``scheduler_config`` is not that of a v-network.
     """
     recipe = UNetRecipe() if recipe is None else recipe
     joint = _Joint(latents, run_folder, settings, recipe, start_from)
@@ -210,9 +211,16 @@ def _loss(
     scheduler_config: dict[str, Any] | None,
 ) -> StepLoss:
     from ..models.tiny import SCHEDULER_CONFIG
+    from ..parameterization import V
     from ..schedules import schedule_from_config
 
-    schedule, _ = schedule_from_config(SCHEDULER_CONFIG if scheduler_config is None else scheduler_config)
+    schedule, predicted = schedule_from_config(SCHEDULER_CONFIG if scheduler_config is None else scheduler_config)
+    if predicted is not V:
+        raise UserError(
+            f"a scheduler config of a network that predicts {predicted.name}",
+            expected="prediction_type v_prediction: the UNet is trained on v in VP coordinates",
+            mend='set "prediction_type" to "v_prediction", or leave scheduler_config out',
+        )
     sigmas = schedule.sigmas.double()
     alphas = (1 / (1 + sigmas**2).sqrt()).float()
     noise_scales = (sigmas / (1 + sigmas**2).sqrt()).float()

@@ -193,6 +193,20 @@ def test_without_a_state_nothing_is_written_for_trained(tmp_path: Path) -> None:
         averaged_unet(_synthetic(), tmp_path / "wrong", settings=settings, recipe=UNET)
 
 
+@pytest.mark.parametrize(
+    ("config", "predicted"),
+    [
+        ({"prediction_type": "epsilon"}, "epsilon"),
+        ({}, "epsilon"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow"),
+    ],
+)
+def test_only_schedules_of_v_networks_are_trained_on(config: dict[str, str], predicted: str, tmp_path: Path) -> None:
+    settings = LoopSettings(steps=1, learning_rate=1e-3, bf16=False)
+    with pytest.raises(UserError, match=f"a network that predicts {predicted}"):
+        train_unet(_synthetic(), tmp_path, settings=settings, recipe=UNET, scheduler_config=config, progress=False)
+
+
 def test_a_new_run_can_start_from_a_checkpoint(tmp_path: Path) -> None:
     latents = _synthetic(spread=0.02)
     settings = LoopSettings(steps=1, learning_rate=1e-12, bf16=False)
