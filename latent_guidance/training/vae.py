@@ -72,7 +72,7 @@ def train_vae(
         progress: Show a bar.
 
     Returns:
-        The VAE with averaged weights and ``scaling_factor`` = 1 / standard deviation of the latents of ``pictures``.
+        The VAE with averaged weights and ``scaling_factor`` = 1 / standard deviation of the latents of the first of ``folders``.
 
     Raises:
         UserError: The pictures are missing or incomplete, training turned NaN, or the state belongs to other pictures.
