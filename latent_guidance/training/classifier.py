@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..errors import UserError
 from .data import random_crops
 from .latents import LatentSet
-from .loop import LoopSettings, TrainingRun
+from .loop import LoopSettings, TrainingRun, check_settings
 
 if TYPE_CHECKING:
     from ..models.classifier import Classifier, ClassifierConfig
@@ -31,12 +32,28 @@ class ClassifierRecipe:
     """Settings of :func:`train_classifier`.
 
     Attributes:
-        batch: Latents per step.
-        crop: Side of the crops, in latent pixels.
+        batch: Latents per step, >= 1 for each set of latents.
+        crop: Side of the crops, in latent pixels, >= 1.
+
+    Raises:
+        UserError: A value out of its range.
     """
 
     batch: int = 64
     crop: int = 16
+
+    def __post_init__(self) -> None:
+        check_settings(self, batch=(self.batch >= 1, "at least 1"), crop=(self.crop >= 1, "at least 1"))
+
+
+def check_draws(recipe: object, sets: Sequence[LatentSet], *, batch: int, crop: int) -> None:
+    """Raise UserError unless a recipe's ``batch`` has a latent of every set and its ``crop`` fits into the smallest."""
+    side = min(min(latents.mean.shape[-2:]) for latents in sets)
+    check_settings(
+        recipe,
+        batch=(batch >= len(sets), f"at least {len(sets)}, one latent of each set"),
+        crop=(crop <= side, f"at most {side}, the side of the smallest latents"),
+    )
 
 
 def held_out(total: int) -> Tensor:
@@ -67,14 +84,22 @@ def train_classifier(
         progress: Show a bar.
 
     Raises:
-        UserError: Training turned NaN, or the state belongs to another network or to other latents.
+        UserError: A class without a picture that is not held out, a recipe that does not fit the latents, training turned NaN, or
+            the state belongs to another network or to other latents.
     """
     from ..models.classifier import Classifier, new_classifier
 
     recipe = ClassifierRecipe() if recipe is None else recipe
+    check_draws(recipe, sets, batch=recipe.batch, crop=recipe.crop)
     classes = sets[0].classes
     seen = ~held_out(len(classes))
     by_class = [torch.nonzero((classes == number) & seen).flatten() for number in range(len(config.labels))]
+    if empty := [label for label, own in zip(config.labels, by_class, strict=True) if not len(own)]:
+        raise UserError(
+            f"no pictures to learn {', '.join(map(repr, empty))} from: all of them are held out for the test, one in {HELD_OUT_EVERY}",
+            expected="at least one picture of every class besides those held out",
+            mend="add pictures to these classes, or leave the classes out",
+        )
     low, high = config.log_snr_range
     torch.manual_seed(settings.seed)
     network = new_classifier(config).train()

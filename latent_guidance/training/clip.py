@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import UserError
-from .classifier import drawn_crops, held_out, noised
+from .classifier import check_draws, drawn_crops, held_out, noised
 from .latents import LatentSet, weights_mark
-from .loop import LoopSettings, TrainingRun, batch_indices
-from .unet import DRAWS, KINDS, caption_ids
+from .loop import LoopSettings, TrainingRun, batch_indices, check_settings
+from .unet import DRAWS, KINDS, caption_ids, check_shares
 
 if TYPE_CHECKING:
     from ..models.noisy_clip import NoisyCLIP, NoisyCLIPConfig, NoisyLatentCLIP
@@ -40,14 +40,18 @@ GROUP = KINDS.index("group")
 @dataclass(frozen=True)
 class CLIPRecipe:
     """Settings of :func:`train_clip`. The shares are of the captions; the rest are captions as they are.
+    No share is below 0, and all together are at most 1.
 
     Attributes:
-        batch: Latents, and captions, per step.
-        crop: Side of the crops, in latent pixels.
+        batch: Latents, and captions, per step, >= 1 for each set of latents.
+        crop: Side of the crops, in latent pixels, >= 1.
         group_only: Share replaced by the group's name.
         with_group: Share to which the group's name is added.
         by_keywords: Share replaced by up to four of the picture's keywords.
         by_other: Share replaced by another caption of the picture.
+
+    Raises:
+        UserError: A value out of its range.
     """
 
     batch: int = 128
@@ -56,6 +60,10 @@ class CLIPRecipe:
     with_group: float = 0.08
     by_keywords: float = 0.20
     by_other: float = 0.10
+
+    def __post_init__(self) -> None:
+        check_settings(self, batch=(self.batch >= 1, "at least 1"), crop=(self.crop >= 1, "at least 1"))
+        check_shares(self.shares())
 
     def shares(self) -> Tensor:
         """The share of each of ``KINDS``: (6,), sum 1; the empty prompt goes with no picture and has none."""
@@ -149,12 +157,13 @@ def train_clip(
         progress: Show a bar.
 
     Raises:
-        UserError: Training turned NaN, the state belongs to another network, to other latents or to another text encoder, or
-            ``start_from`` has another shape.
+        UserError: The recipe does not fit the latents, training turned NaN, the state belongs to another network, to other latents or to
+            another text encoder, or ``start_from`` has another shape.
     """
     from ..models.noisy_clip import NoisyCLIP, new_noisy_clip
 
     recipe = CLIPRecipe() if recipe is None else recipe
+    check_draws(recipe, sets, batch=recipe.batch, crop=recipe.crop)
     captions = encode_captions(encoder, sets[0], progress=progress)
     classes = sets[0].classes
     seen = torch.nonzero(~held_out(len(classes))).flatten()

@@ -29,6 +29,17 @@ StepLoss = Callable[[int, torch.Generator], tuple[Tensor, Mapping[str, float]]]
 STATE_FILE = "state.safetensors"
 
 
+def check_settings(settings: object, **fields: tuple[bool, str]) -> None:
+    """Raise UserError for the first field, name=(whether it holds, what is expected), of ``settings`` that does not hold."""
+    for name, (holds, expected) in fields.items():
+        if not holds:
+            raise UserError(
+                f"{name} = {getattr(settings, name)!r} in {type(settings).__name__}",
+                expected=expected,
+                mend=f"correct {name}",
+            )
+
+
 @dataclass(frozen=True)
 class LoopSettings:
     """How long, how fast, and how often to save.
@@ -36,22 +47,25 @@ class LoopSettings:
     Attributes:
         steps: Number of optimiser steps, >= 1.
         learning_rate: Peak learning rate, > 0.
-        warmup: Steps of linear rise before the peak.
+        warmup: Steps of linear rise before the peak, >= 0.
         decay: The share of the run, in (0, 1], at whose end the rate falls from the peak to nothing along a cosine. Less
             than 1 suits a long run that is looked at on the way: the averaged weights of the level part are usable.
-        weight_decay: Decoupled decay.
+        weight_decay: Decoupled decay, >= 0.
         muon: Matrices are moved by Muon, see :mod:`.optimizers`; without it everything is AdamW's.
-        clip: Largest gradient norm.
+        clip: Largest gradient norm, > 0.
         ema_decay: Decay of the averaged weights, in [0, 1).
         seed: Seed of everything random in the run.
-        minutes: Stop (with the learning rate at nothing) after this much training time even if steps remain; None
+        minutes: Stop (with the learning rate at nothing) after this much training time, > 0, even if steps remain; None
             for no limit. A run that a time limit ended is not reproducible step for step.
-        save_minutes: Time between saved states.
-        log_every: Steps between log lines.
+        save_minutes: Time between saved states, >= 0.
+        log_every: Steps between log lines, >= 1.
         device: "cpu" or "cuda". Random numbers are drawn on the CPU either way.
         bf16: Compute in bfloat16 (weights stay float32).
         compile: Compile the forward and backward pass first (needs a C++ compiler): one or two minutes, then a fifth less
             time a step on the CPU.
+
+    Raises:
+        UserError: A value out of its range.
     """
 
     steps: int
@@ -69,6 +83,21 @@ class LoopSettings:
     device: str = "cpu"
     bf16: bool = True
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            steps=(self.steps >= 1, "at least 1"),
+            learning_rate=(0 < self.learning_rate < math.inf, "above 0 and finite"),
+            warmup=(self.warmup >= 0, "at least 0"),
+            decay=(0 < self.decay <= 1, "above 0 and at most 1"),
+            weight_decay=(0 <= self.weight_decay < math.inf, "at least 0 and finite"),
+            clip=(self.clip > 0, "above 0"),
+            ema_decay=(0 <= self.ema_decay < 1, "at least 0 and below 1"),
+            minutes=(self.minutes is None or self.minutes > 0, "above 0, or none"),
+            save_minutes=(self.save_minutes >= 0, "at least 0"),
+            log_every=(self.log_every >= 1, "at least 1"),
+        )
 
 
 class TrainingRun:

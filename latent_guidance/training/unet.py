@@ -11,6 +11,7 @@ the captions never held says nothing in particular.
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .latents import LatentSet
-from .loop import STATE_FILE, LoopSettings, StepLoss, TrainingRun, batch_indices
+from .loop import STATE_FILE, LoopSettings, StepLoss, TrainingRun, batch_indices, check_settings
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -29,22 +30,38 @@ if TYPE_CHECKING:
     from ..models.text_encoder import TextEncoder
 
 
+def check_shares(shares: Tensor) -> None:
+    """Raise UserError unless none of the shares (6,) of the ``KINDS`` of captions, whose first is what the others leave, is below 0."""
+    if not bool((shares >= 0).all()):
+        listed = ", ".join(
+            f"{kind or 'empty prompt'} {share:.3g}" for kind, share in zip(KINDS, shares.tolist(), strict=True)
+        )
+        raise UserError(
+            f"shares of captions {listed}",
+            expected="none below 0, and at most 1 for all that replaces captions",
+            mend="lower the shares",
+        )
+
+
 @dataclass(frozen=True)
 class UNetRecipe:
     """Settings of :func:`train_unet`.
 
     Attributes:
-        batch: Latents per step.
-        time_power: A time is drawn as a uniform number to this power; 1 is even, less favours high noise, where the
+        batch: Latents per step, >= 1.
+        time_power: A time is drawn as a uniform number to this power, > 0; 1 is even, less favours high noise, where the
             caption decides.
-        drop: Share of captions replaced by the empty prompt.
+        drop: Share of captions replaced by the empty prompt. No share is below 0, and all together are at most 1.
         group_only: Share replaced by the group's name.
         with_group: Share to which the group's name is added.
         by_keywords: Share replaced by up to four of the picture's keywords.
         by_other: Share replaced by another caption of the picture.
         text_width: Width of the text tower, a multiple of 64.
-        text_layers: Its depth.
+        text_layers: Its depth, >= 1.
         unet: Further arguments of ``models.unet.unet_config``.
+
+    Raises:
+        UserError: A value out of its range.
     """
 
     batch: int = 32
@@ -57,6 +74,16 @@ class UNetRecipe:
     text_width: int = 128
     text_layers: int = 4
     unet: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            batch=(self.batch >= 1, "at least 1"),
+            time_power=(0 < self.time_power < math.inf, "above 0 and finite"),
+            text_width=(self.text_width >= 64 and self.text_width % 64 == 0, "a multiple of 64"),
+            text_layers=(self.text_layers >= 1, "at least 1"),
+        )
+        check_shares(self.shares())
 
     def shares(self) -> Tensor:
         """The share of each of the ``KINDS`` of captions: (6,), sum 1."""

@@ -7,6 +7,7 @@ decoder can then be settled on those, with the encoder frozen: latents, and all 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .data import ImageFolder, load_image_folder, random_crops, to_signed
 from .latents import LatentSet
-from .loop import LoopSettings, TrainingRun, batch_indices
+from .loop import LoopSettings, TrainingRun, batch_indices, check_settings
 
 if TYPE_CHECKING:
     from ..models.vae import VAE
@@ -43,13 +45,24 @@ class VAERecipe:
 
     Attributes:
         crop: Side of the training crops in pixels, a multiple of 8, at most the pictures' side.
-        batch: Crops per step.
-        kl_weight: Weight of the KL divergence (mean per latent number) against the mean squared error.
+        batch: Crops per step, >= 1.
+        kl_weight: Weight of the KL divergence (mean per latent number) against the mean squared error, >= 0.
+
+    Raises:
+        UserError: A value out of its range.
     """
 
     crop: int = 64
     batch: int = 16
     kl_weight: float = 2e-5
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            crop=(self.crop >= 8 and self.crop % 8 == 0, "a multiple of 8"),
+            batch=(self.batch >= 1, "at least 1"),
+            kl_weight=(0 <= self.kl_weight < math.inf, "at least 0 and finite"),
+        )
 
 
 def train_vae(
@@ -75,12 +88,15 @@ def train_vae(
         The VAE with averaged weights and ``scaling_factor`` = 1 / standard deviation of the latents of the first of ``folders``.
 
     Raises:
-        UserError: The pictures are missing or incomplete, training turned NaN, or the state belongs to other pictures.
+        UserError: The pictures are missing, incomplete or smaller than the crops, training turned NaN, or the state belongs to other
+            pictures.
     """
     from ..models.vae import new_vae
 
     recipe = VAERecipe() if recipe is None else recipe
     sets = [load_image_folder(folder) for folder in folders]
+    smallest = min(min(data.images.shape[-2:]) for data in sets)
+    check_settings(recipe, crop=(recipe.crop <= smallest, f"at most {smallest}, the pictures' side"))
     torch.manual_seed(settings.seed)
     vae = new_vae({**VAE_CONFIG, **(config or {})})
     network = vae.network.train()
@@ -126,14 +142,21 @@ def settle_decoder(
         pictures: Image folder.
         run_folder: Where the state is kept.
         settings: See :class:`.loop.LoopSettings`.
-        batch: Pictures per step.
-        jitter: Standard deviation of noise added to the unit-variance latents, so that the decoder bears with latents
+        batch: Pictures per step, >= 1.
+        jitter: Standard deviation of noise, >= 0, added to the unit-variance latents, so that the decoder bears with latents
             that a sampler made.
         progress: Show a bar.
 
     Raises:
-        UserError: The pictures are missing or incomplete, training turned NaN, or the state belongs to another VAE or other pictures.
+        UserError: The pictures are missing or incomplete, ``batch`` or ``jitter`` is out of range, training turned NaN, or the state
+            belongs to another VAE or other pictures.
     """
+    if batch < 1 or not jitter >= 0:
+        raise UserError(
+            f"batch = {batch}, jitter = {jitter:g}",
+            expected="a batch of at least 1, jitter of at least 0",
+            mend="correct it",
+        )
     data = load_image_folder(pictures)
     network = vae.network.requires_grad_(False).to(settings.device)
     parts = {"decoder": network.decoder, "post_quant_conv": network.post_quant_conv}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from dataclasses import replace
@@ -115,6 +116,20 @@ def test_time_limit_ends_the_run_with_the_rate_at_nothing(tmp_path: Path) -> Non
     run = TrainingRun(_network(), tmp_path, replace(SETTINGS, steps=10**9, minutes=0.005))
     run.train(_Loss(run.network), progress=False)
     assert 0 < run.step < 10**6 and run._rate() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("steps", [0, -1]), ("learning_rate", [0.0, -1.0, math.inf, math.nan]), ("warmup", [-1]), ("decay", [0.0, 1.1, math.nan]),
+        ("weight_decay", [-0.1]), ("clip", [0.0]), ("ema_decay", [1.0, -0.1]), ("minutes", [0.0, -1.0]), ("save_minutes", [-1.0]),
+        ("log_every", [0]),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused_by_name(name: str, values: list[float]) -> None:
+    for value in values:
+        with pytest.raises(UserError, match=f"{name} = {value} in LoopSettings"):
+            replace(SETTINGS, **{name: value})
 
 
 def test_every_epoch_sees_every_sample_once() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from latent_guidance.training.classifier import (
     noised,
     train_classifier,
 )
+from latent_guidance.training.clip import CLIPRecipe
 from latent_guidance.training.data import load_image_folder, random_crops, to_signed
 from latent_guidance.training.latents import LatentSet, encode_folder
 from latent_guidance.training.loop import STATE_FILE, LoopSettings
@@ -261,6 +264,59 @@ def test_noised_has_unit_variance_and_the_named_ratio() -> None:
 def test_held_out_pictures_are_fixed_and_never_seen() -> None:
     mask = held_out(1870)
     assert int(mask.sum()) == 187 and torch.equal(mask, held_out(1870))
+
+
+def test_a_class_whose_pictures_are_all_held_out_is_named(tmp_path: Path) -> None:
+    latents = _synthetic()
+    last = torch.nonzero(held_out(len(latents))).flatten()[0]
+    classes = latents.classes.clone()
+    classes[last] = 2
+    alone = replace(latents, classes=classes, labels=(*latents.labels, "Single"))
+    config = ClassifierConfig(
+        labels=alone.labels, latent_space="test", latent_channels=4, scaling_factor=1.0, log_snr_range=(-6.0, 6.0)
+    )
+    settings = LoopSettings(steps=1, learning_rate=1e-3)
+    for sets, recipe, words in (
+        ([alone], ClassifierRecipe(batch=4, crop=8), r"no pictures to learn 'Single' from: all of them are held out"),
+        ([latents], ClassifierRecipe(batch=4, crop=9), "crop = 9 in ClassifierRecipe.*at most 8"),
+        ([latents, latents], ClassifierRecipe(batch=1, crop=8), "batch = 1 in ClassifierRecipe.*at least 2"),
+    ):
+        with pytest.raises(UserError, match=words):
+            train_classifier(sets, tmp_path, config=config, settings=settings, recipe=recipe, progress=False)
+
+
+def test_crops_larger_than_the_pictures_and_empty_batches_are_refused(pictures: Path, vae: VAE, tmp_path: Path) -> None:
+    settings = LoopSettings(steps=1, learning_rate=1e-3)
+    with pytest.raises(UserError, match=r"crop = 40 in VAERecipe.*at most 32"):
+        train_vae([pictures], tmp_path, settings=settings, recipe=VAERecipe(crop=40), progress=False)
+    latents = encode_folder(vae, pictures, progress=False)
+    for wrong in ({"batch": 0}, {"jitter": -0.1}, {"jitter": float("nan")}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))} = {next(iter(wrong.values()))}"):
+            settle_decoder(vae, latents, pictures, tmp_path, settings=settings, progress=False, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (VAERecipe, {"crop": 100}), (VAERecipe, {"crop": 0}), (VAERecipe, {"batch": 0}), (VAERecipe, {"kl_weight": -1.0}),
+        (ClassifierRecipe, {"batch": 0}), (ClassifierRecipe, {"crop": 0}),
+        (CLIPRecipe, {"batch": 0}), (CLIPRecipe, {"crop": 0}),
+        (UNetRecipe, {"batch": 0}), (UNetRecipe, {"time_power": 0.0}), (UNetRecipe, {"text_width": 100}),
+        (UNetRecipe, {"text_layers": 0}),
+    ],
+)  # fmt: skip
+def test_recipes_refuse_what_is_out_of_range(kind: Callable[..., Any], wrong: dict[str, Any]) -> None:
+    [(name, value)] = wrong.items()
+    with pytest.raises(UserError, match=f"{name} = {value}"):
+        kind(**wrong)
+
+
+@pytest.mark.parametrize("kind", [UNetRecipe, CLIPRecipe])
+def test_shares_of_captions_are_none_below_0_and_at_most_1_in_all(kind: Callable[..., Any]) -> None:
+    kind(group_only=0.0)
+    for wrong, words in (({"by_other": -0.1}, "other -0.1"), ({"by_keywords": 0.9}, "caption -0")):
+        with pytest.raises(UserError, match=words):
+            kind(**wrong)
 
 
 def test_classifier_recipe_learns_and_loses_by_noise(tmp_path: Path) -> None:
