@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from latent_guidance.analytic import GaussianMixture
+from latent_guidance.denoiser import Cond
 from latent_guidance.errors import UserError
 from latent_guidance.guidance import CFG, Guider
 from latent_guidance.noise import SeededNoise
@@ -201,6 +202,32 @@ def test_a_step_is_a_step_of_plain_cfg_at_a_larger_scale(process: str) -> None:
         assert far(found, sample_euler(guided(process, 0.6 / (1 - ratio)), x, grid, CLASS)) < SAME
         if sigma_next > 0:
             assert far(found, sample_euler(guided(process, 0.6), x, grid, CLASS)) > 1e-4
+
+
+@both
+def test_what_is_added_to_the_estimate_counts_more_than_under_euler(process: str) -> None:
+    """1 / (1 - r) times as much, on flow too; an alpha' before it, or r itself, would be another number there."""
+
+    class Pushed:
+        def __init__(self, push: float) -> None:
+            self.process: Process = PROCESSES[process]
+            self.push = push
+
+        def __call__(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> Tensor:
+            return x / 3 + self.push
+
+        def with_uncond(self, x: Tensor, sigma: Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
+            return self(x, sigma, cond), x / 3
+
+    x, kind = start(process), PROCESSES[process]
+    for sigma, sigma_next in pairwise(sigmas_of(process)[1:-1]):
+        grid = torch.stack([sigma, sigma_next])
+        ratio = float(kind.alpha(sigma) / sigma * sigma_next / kind.alpha(sigma_next))
+        ours, eulers = (
+            run(Pushed(1.0), x, grid) - run(Pushed(0.0), x, grid) for run in (sample_ddim_cfg_pp, sample_euler)
+        )
+        assert far(ours, eulers / (1 - ratio)) < SAME
+        assert far(ours, eulers) > APART
 
 
 # --- Rectified-CFG++ ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from .autoguidance import Autoguidance
 from .base import Branch, NodeText, Rule, Stage, Step
 from .cfg import CFG
 from .cfg_zero_star import CFGZeroStar
+from .chains import check_by_uncond, check_chain, check_on_model, check_order
 from .classifier import ClassifierGuidance
 from .classifier_mean_shift import ClassifierMeanShift
 from .classifier_post_step import ClassifierPostStep
@@ -28,7 +29,7 @@ from .mpgd import MPGD
 from .perp_neg import PerpNeg
 from .perturbed_attention import PerturbedAttention
 from .rescale import RescaleGuidance
-from .run import GuidanceRun, check_by_uncond, check_chain, check_on_model
+from .run import GuidanceRun
 from .schedule import GuidanceSchedule
 from .skipped_layers import SkippedLayers
 from .sliding_mode import SlidingModeCFG
@@ -126,4 +127,5 @@ __all__ = [
     "check_by_uncond",
     "check_chain",
     "check_on_model",
+    "check_order",
 ]

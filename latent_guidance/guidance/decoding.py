@@ -94,18 +94,22 @@ def tile_starts(length: int, tile: int) -> list[int]:
 
 
 def _ramp(length: int, rise: int, like: Tensor) -> Tensor:
-    """Weights (length,) that rise over the first and fall over the last ``rise`` pixels, above 0 and at most 1."""
+    """Weights (length,) that rise over the first and fall over the last ``rise`` pixels, above 0 and at most 1.
+
+    In the dtype of ``like``, which has to count to ``length`` in halves: float32 or wider.
+    """
     place = torch.arange(length, device=like.device, dtype=like.dtype) + 0.5
     return (torch.minimum(place, length - place) / max(rise, 1)).clamp(max=1)
 
 
 def _in_tiles(decode: Callable[[Tensor], Tensor], latent: Tensor, tile: int) -> Tensor:
-    """The picture (1, 3, H, W) of a latent (1, C, h, w), decoded in tiles that fade into one another."""
+    """The picture (1, 3, H, W) of a latent (1, C, h, w), decoded in tiles that fade into one another; float32 or wider."""
     height, width = latent.shape[-2:]
     picture = weights = None
     for top in tile_starts(height, tile):
         for left in tile_starts(width, tile):
             piece = decode(latent[..., top : top + tile, left : left + tile])
+            piece = piece.to(torch.promote_types(piece.dtype, torch.float32))  # where bfloat16 counts no pixels
             scale = piece.shape[-1] // min(tile, width)
             rise = scale * (tile // 4)
             weight = _ramp(piece.shape[-2], rise, piece)[:, None] * _ramp(piece.shape[-1], rise, piece)

@@ -141,13 +141,13 @@ class FrequencyDecoupledGuidance(Rule):
         """The scale that is farthest from 1: the w which rules for the scale are given and change."""
         return max(self.scale_low, self.scale_high, key=lambda scale: abs(scale - 1))
 
-    def scales(self, guidance_scale: Tensor) -> list[Tensor]:
-        """w_k (B,) of every band from fine to coarse, where other rules left ``guidance_scale`` (B,) of this rule's own."""
-        own = torch.full_like(guidance_scale, self.guidance_scale)
-        share = (guidance_scale - 1) / torch.where(own == 1, torch.ones_like(own), own - 1)
+    def scales(self, share: Tensor) -> list[Tensor]:
+        """w_k (B,) of every band from fine to coarse, where other rules left ``share`` (B,) of guidance: all of it at 1."""
         rise = (self.scale_high - self.scale_low) / (self.bands - 1)
         full = [self.scale_low + rise * above for above in reversed(range(self.bands))]
-        return [torch.where(guidance_scale == own, scale, 1 + (scale - 1) * share) for scale in full]
+        return [torch.where(share == 1, scale, 1 + (scale - 1) * share) for scale in full]
 
     def apply(self, step: Step) -> Tensor:
-        return frequency_decoupled(step.cond_denoised, step.uncond_denoised, self.scales(step.guidance_scale))
+        return frequency_decoupled(
+            step.cond_denoised, step.uncond_denoised, self.scales(step.share_of(self.guidance_scale))
+        )

@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..process import Process
 from .base import Branch, Rule, Stage, Step
 from .cfg import cfg
+from .chains import check_chain
 from .record import HOST, Record
 from .recorded import recorded
 from .windows import warn_of_closed_windows
@@ -38,74 +39,11 @@ def step_index(sigma: Tensor, sigmas: Tensor | None) -> int | None:
     return int((sigmas > largest * (1 + 1e-5)).sum())
 
 
-def check_chain(rules: Sequence[Rule]) -> None:
-    """Refuse chains that cannot act together.
-
-    Raises:
-        UserError: a rule for a sampler's step among them, two rules that combine the branches, a rule that changes or compares
-            branches which the one that combines does not go by, or one rule twice.
-    """
-    for rule in rules:
-        if rule.stage is Stage.STEP:
-            raise UserError(
-                f"the rule {rule.node.name!r} in a guider",
-                expected="rules that act on the denoised estimate",
-                mend=f"connect {rule.node.name!r} to the rules input of the DDPM sampler node instead",
-            )
-    combining = [rule for rule in rules if rule.stage is Stage.COMBINE]
-    if len(combining) > 1:
-        raise UserError(
-            "two rules that combine the conditional and unconditional estimates: "
-            + " and ".join(rule.node.name for rule in combining),
-            expected="at most one",
-            mend="take one of them out of the chain (of the guider, or of the model that it guides)",
-        )
-    for own in combining:
-        for rule in rules:
-            changes = rule.stage is Stage.BRANCHES and own.branches()
-            if changes or (not own.uses_uncond and (rule.stage is Stage.BRANCHES or rule.looks_at_branches)):
-                raise UserError(
-                    f"the rule {rule.node.name!r}, which goes by prompt and negative, beside {own.node.name!r}, which goes by others",
-                    expected=f"{rule.node.name!r} with a rule that guides from the negative to the prompt, such as CFG",
-                    mend="take one of the two out of the chain",
-                )
-    for i, rule in enumerate(rules):
-        if any(rule.does_the_same_as(other) for other in rules[:i]):
-            raise UserError(
-                f"the rule {rule.node.name!r} twice, with the same settings",
-                expected="every rule once: in the guider or on the model",
-                mend=f"take one {rule.node.name!r} out, or raise its strength instead",
-            )
-
-
 def rule_names(rules: Sequence[Rule]) -> list[str]:
     """What reports call the rules: their display names, numbered from the second of a kind on."""
     names = [rule.node.name for rule in rules]
     before = [names[:i].count(name) for i, name in enumerate(names)]
     return [f"{name} {count + 1}" if count else name for name, count in zip(names, before, strict=True)]
-
-
-def check_on_model(rules: Sequence[Rule]) -> None:
-    """Refuse rules that cannot act on a model under a guider which knows only a prompt and a negative.
-
-    Raises:
-        UserError: rules that go by a condition or a model of their own, or that differentiate through the denoiser. Weakened passes of
-            the prompt are not refused.
-    """
-    for rule in rules:
-        if rule.may_differentiate():
-            raise UserError(
-                f"the rule {rule.node.name!r} on a model, where the estimate comes without its gradient",
-                expected="it in a guider, which evaluates the model for it",
-                mend="connect the rule to Guider and sample with SamplerCustomAdvanced, or use MPGD, which needs no gradient "
-                "through the model",
-            )
-        if any(branch.model is not None or branch.cond != "cond" for branch in rule.branches()):
-            raise UserError(
-                f"the rule {rule.node.name!r} on a model, where only prompt and negative are evaluated",
-                expected="it in a guider, which evaluates what it asks for",
-                mend="connect the rule to Guider and sample with SamplerCustomAdvanced",
-            )
 
 
 def _differentiating(rules: Sequence[Rule]) -> str:
@@ -130,22 +68,6 @@ def no_negative(
         expected="a negative conditioning (the encoding of an empty prompt)",
         mend=mend,
     )
-
-
-def check_by_uncond(rules: Sequence[Rule]) -> None:
-    """Refuse rules that have no meaning under a sampler which goes by the unconditional estimate (CFG++).
-
-    Raises:
-        UserError: rules for the scale whose neutral value 1 is full guidance there.
-    """
-    for rule in rules:
-        if rule.rests_at_one:
-            raise UserError(
-                f"the rule {rule.node.name!r} with a CFG++ sampler",
-                expected="a scale that stays as it is set: where this rule stops guiding it sets the scale to 1, which is neutral for "
-                "other samplers and strong guidance in CFG++ (there 0 is none)",
-                mend=f"take {rule.node.name!r} out of the chain, or use another sampler; Guidance Curve can set the scale by noise level",
-            )
 
 
 class GuidanceRun:

@@ -43,7 +43,10 @@ def alpha_ratio(process: Process, sigma: Tensor, sigma_next: Tensor) -> Tensor:
 
 
 def schedule_weight(process: Process, sigma: Tensor, sigmas: Tensor | None, sigma_next: Tensor, kind: str) -> Tensor:
-    """What rho and mu are multiplied by at ``sigma`` (B,): its mean over the run's grid ``sigmas`` (N + 1,) is 1; 1 without a grid."""
+    """What rho and mu are multiplied by at ``sigma`` (B,): its mean over the run's grid ``sigmas`` (N + 1,) is 1.
+
+    1 without a grid, and where the mean of what it is in proportion to is 0: in a flow run of the one step from pure noise.
+    """
     if kind == "constant" or sigmas is None:
         return torch.ones_like(sigma)
     grid = sigmas.to(sigma)
@@ -51,7 +54,8 @@ def schedule_weight(process: Process, sigma: Tensor, sigmas: Tensor | None, sigm
     here = alpha_ratio(process, sigma, sigma_next)
     if kind == "decrease":
         ratios, here = 1 - ratios, 1 - here
-    return here / ratios.mean()
+    mean = ratios.mean()
+    return here / mean if mean > 0 else torch.ones_like(sigma)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..errors import UserError
-from ..guidance import Rule, check_chain
+from ..guidance import Rule, check_chain, check_order
 from ..guidance.latents import Latents
 from ..noise import SeededNoise, batch_noise
 from ..process import Process
@@ -65,13 +65,21 @@ class Model:
         """The same model with ``rules`` after those it has; with ``report``, one whose runs keep theirs.
 
         Raises:
-            UserError: rules that cannot act together, or made for other latents.
+            UserError: rules that cannot act together or one after the other, or made for other latents.
         """
-        chain = (*self.rules, *rules)
-        check_chain(chain)
-        for rule in chain:
+        self.check(rules)
+        check_order(self.rules, rules)
+        return replace(self, rules=(*self.rules, *rules), report=report or self.report)
+
+    def check(self, rules: Sequence[Rule]) -> None:
+        """Refuse rules that cannot act on this model together with those it has.
+
+        Raises:
+            UserError: from :func:`~latent_guidance.guidance.check_chain`, or for rules made for other latents.
+        """
+        check_chain((*self.rules, *rules))
+        for rule in rules:
             rule.check_latents(self.latent_space.latents)
-        return replace(self, rules=chain, report=report or self.report)
 
 
 @dataclass(frozen=True)
@@ -200,7 +208,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class GuiderNode:
-    """A GUIDER: a model, its conditions and the rules of this guider, after those patched onto the model.
+    """A GUIDER: a model, its conditions and the rules of this guider, which act before those patched onto the model.
 
     ``cfg`` is the scale that a stock guider brings; a rule that combines the branches replaces it. With ``report`` every run keeps
     its report, as it does if the model says so.
@@ -215,4 +223,4 @@ class GuiderNode:
 
     @property
     def chain(self) -> tuple[Rule, ...]:
-        return (*self.model.rules, *self.rules)
+        return (*self.rules, *self.model.rules)

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..guidance import check_by_uncond
 from ..guidance.report import REPORTS
 from ..guidance.steps import check_not_twice
-from ..samplers import GO_BY_UNCOND
+from ..samplers import CFG_PP, GO_BY_UNCOND
 from . import memory
 from .branches import RunDenoiser
 from .context import current
@@ -81,15 +81,15 @@ def sample(
         return start, start
     check_not_twice(guider.chain, sampler.step_rules)
     for rule in sampler.step_rules:
+        rule.check_latents(model.latent_space.latents)
         rule.check_shape(tuple(start.shape))
     factor = model.latent_space.scaling_factor
     clean = (start * factor).to(model.device)
     drawn = torch.zeros_like(start) if noise is None else noise.generate({"samples": start})
     sigmas = sigmas.to(model.device, torch.float32)
-    by_uncond = sampler.function in GO_BY_UNCOND
-    if by_uncond:
+    if sampler.function in CFG_PP:
         check_by_uncond(guider.chain)
-    denoiser = RunDenoiser(guider, sigmas, by_uncond=by_uncond)
+    denoiser = RunDenoiser(guider, sigmas, by_uncond=sampler.function in GO_BY_UNCOND)
     process = denoiser.process
     for network in denoiser.networks:  # one after the other
         tokens, width = network.tokens

@@ -51,12 +51,14 @@ SAMPLERS: dict[str, Callable[..., Tensor]] = {
 }
 """The samplers by name. "ddim" and "ddpm" are the papers': what ComfyUI's KSampler calls "ddim" is Euler."""
 
-GO_BY_UNCOND: frozenset[Callable[..., Tensor]] = frozenset(
-    (sample_ddim_cfg_pp, sample_dpmpp_2m_cfg_pp, sample_rectified_cfg_pp)
-)
+CFG_PP: frozenset[Callable[..., Tensor]] = frozenset((sample_ddim_cfg_pp, sample_dpmpp_2m_cfg_pp))
+"""Samplers under which the guidance scale is CFG++'s lambda: 0 is no guidance, and 1 all of it."""
+
+GO_BY_UNCOND: frozenset[Callable[..., Tensor]] = CFG_PP | {sample_rectified_cfg_pp}
 """Samplers that need the unconditional estimate beside the guided one, whatever the guidance scale."""
 
 __all__ = [
+    "CFG_PP",
     "GO_BY_UNCOND",
     "SAMPLERS",
     "Callback",

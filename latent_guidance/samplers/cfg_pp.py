@@ -10,7 +10,7 @@ where plain guidance would take the noise of D itself. D is what the denoiser gi
 
 (in VE coordinates r = sigma' / sigma): lambda = 0.6 in 20 even steps in log sigma from 14.6 to 0.03, where r = 0.73, is a w of 2.3, and in
 40 such steps one of 4.2. A larger number of steps therefore guides more strongly, and no finite w is approached.
-What gradient rules add to D counts alpha' / (1 - r) times as much as under Euler, since eps_u does not follow it.
+What gradient rules add to D counts 1 / (1 - r) times as much as under Euler, since eps_u does not follow it.
 The plain conditional model is not among the CFG++ runs (lambda = 1 is not neutral): lambda = 0 is the plain sampler of the
 unconditional model, exactly.
 

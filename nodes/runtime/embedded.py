@@ -165,10 +165,12 @@ def decoder(vae: Vae) -> Any:
 def make_guider(
     model: Model, positive: Any, negative: Any | None, rules: Sequence[Any], *, report: bool = False
 ) -> GuiderNode:
+    from ...latent_guidance.guidance import check_order
     from ...latent_guidance.host.branches import check_model
     from ...latent_guidance.host.objects import GuiderNode
 
-    model.with_rules(rules)  # refuses what cannot act together
+    model.check(rules)
+    check_order(rules, model.rules)
     for other in [branch.model for rule in rules for branch in rule.branches() if branch.model is not None]:
         check_model(other, model)
     _check_attention(model, rules)

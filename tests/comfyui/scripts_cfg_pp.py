@@ -112,6 +112,12 @@ result["refused: interval on the model"] = refused(lambda: run(core(1.0, patched
 (rectified,) = call("LGSamplerRectifiedCFGpp", scale=3.0, gamma=0.0, predictor_noise=0.0)
 result["refused: rectified on eps"] = refused(lambda: run(ours((), watched), rectified))
 result["batches of what was refused"] = batches[:]
+for name in [name for name in comfy.samplers.KSAMPLER_NAMES if "cfg_pp" in name]:
+    result[f"refused: interval, core's {name}"] = refused(lambda name=name: run(ours(interval), stock(name)))
+    result[f"refused: interval on the model, core's {name}"] = refused(
+        lambda name=name: run(core(1.0, patched), stock(name))
+    )
+result["interval, no cfg++"] = refused(lambda: run(ours(interval), stock("euler")))
 
 # --- recurrence --------------------------------------------------------------------------------------------------------
 
@@ -161,5 +167,9 @@ picture = run(core(1.0, watched), rectified)
 result["flow: batches of rectified"] = batches[:]
 result["flow: rectified acts"] = far(picture, run(core(1.0), stock("euler")))
 result["flow: rectified in our guider"] = far(picture, run(ours(), rectified))
+result["flow: rectified under cfg"] = [
+    refused(lambda: run(core(8.0), rectified)),
+    refused(lambda: run(ours(cfg(4.0)), rectified)),
+]
 (neutral,) = call("LGSamplerRectifiedCFGpp", scale=0.0, gamma=0.0, predictor_noise=0.0)
 result["flow: rectified at scale 0"] = far(run(core(1.0), neutral), run(core(1.0), stock("euler")))

@@ -153,6 +153,13 @@ result["closed window: on the model"] = warned(
 result["open window"] = warned(lambda: usual.ours(rule, negative=False))
 
 rescaled = advanced.RescaleCFG().patch(model, 0.7)[0]
+changed = model.clone()
+changed.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
+result["combined anew"] = {
+    "cfg": warned(lambda: usual.core(stage.patch(changed, stage.cfg(4.0)), 4.0)),
+    "only ours before": warned(lambda: usual.core(stage.patch(stage.patch(model, stage.cfg(4.0)), rule), 4.0)),
+    "a gradient": warned(lambda: usual.core(stage.patch(changed, rule), 4.0)),
+}
 result["replaced"] = {
     "cfg": warned(lambda: stage.Stage(rescaled, positive, negative, latent, steps=2).ours(both)),
     "cfg on the model": warned(lambda: usual.core(stage.patch(rescaled, stage.cfg(4.0)), 4.0)),

@@ -222,6 +222,18 @@ result["step noise is not the initial noise"] = far(
 
 result["refused: cfg without negative"] = refused(lambda: ours(cfg(4.0), with_negative=False))
 result["refused: cfg under BasicGuider"] = refused(lambda: basic(patch(model, cfg(4.0))))
+for name, action in {
+    "cfg after a classifier, on the model": lambda: patch(patch(model, rule()), cfg(4.0)),
+    "interval after a classifier, on the model": lambda: patch(patch(model, rule()), interval(middle, 1000.0)),
+    "cfg on the model, a classifier in the guider": lambda: ours(rule(), patch(model, cfg(4.0))),
+    "interval on the model, a classifier in the guider": lambda: ours(
+        rule(cfg(4.0)), patch(model, interval(middle, 1000.0))
+    ),
+}.items():
+    result[f"lost: {name}"] = refused(action)
+result["cfg and classifier: cfg, then classifier, on the model"] = far(
+    both, core(patch(patch(model, cfg(4.0)), rule()), 7.0)
+)
 result["refused: unknown label"] = refused(lambda: rule(label="dragons"))
 result["refused: guider rule in sampler"] = refused(lambda: ddpm(rule()))
 result["refused: sampler rule in guider"] = refused(lambda: ours(mean_shift(), with_negative=False))

@@ -87,6 +87,12 @@ result["reserved"] = {
     )[0],
     "through": loaded(lambda: stage.ours(through))[0],
     "through, one condition": loaded(lambda: stage.ours(call("LGDPS", loss=Sum())[0], negative=False))[0],
+    "two nodes": loaded(
+        lambda: stage.ours(
+            through,
+            model=call("LGApplyGuidance", model=model, rules=call("LGMPGD", loss=Sum("picture"), vae=vae)[0])[0],
+        )
+    )[0],
     "off": loaded(lambda: stage.ours(call("LGDPS", loss=Sum(), guidance_scale=0.0, rules=cfg(2.0))[0]))[0],
 }
 

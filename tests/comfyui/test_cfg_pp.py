@@ -78,6 +78,19 @@ def test_refused_before_the_first_step(measured: dict[str, Any], name: str, word
     assert measured["batches of what was refused"] == []
 
 
+def test_rules_that_rest_at_one_are_refused_under_cores_cfg_pp_too(measured: dict[str, Any]) -> None:
+    messages = {name: message for name, message in measured.items() if name.startswith("refused: interval")}
+    assert len(messages) >= 2 + 2 * 6
+    for name, message in messages.items():
+        assert message.startswith("UserError: ") and "Limited Interval" in message, (name, message)
+    assert measured["interval, no cfg++"] == ""
+
+
+def test_rectified_is_refused_under_a_guider_that_guides_by_itself(measured: dict[str, Any]) -> None:
+    for message, scale in zip(measured["flow: rectified under cfg"], ("8", "4"), strict=True):
+        assert message.startswith("UserError: ") and f"scale is {scale}," in message, message
+
+
 def test_recurrence_reports_a_step_every_time_and_ends_with_the_steps(measured: dict[str, Any]) -> None:
     assert measured["steps reported"] == [[step, 5] for step in range(5) for _ in range(2)]
 

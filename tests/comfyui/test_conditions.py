@@ -77,6 +77,12 @@ def test_a_classifier_that_gives_nan_leaves_the_picture_and_says_so(measured: di
     assert "not finite" in measured["NaN: warnings"][0]
 
 
+def test_a_node_whose_work_after_the_combination_is_lost_is_warned_of(measured: dict[str, Any]) -> None:
+    found = measured["combined anew"]
+    assert "PAG" in " ".join(found["cfg"]) and "before that node" in " ".join(found["cfg"])
+    assert found["only ours before"] == found["a gradient"] == []
+
+
 def test_a_node_whose_combination_is_replaced_is_named(measured: dict[str, Any]) -> None:
     for name in ("cfg", "cfg on the model"):
         [message] = measured["replaced"][name]

@@ -121,6 +121,15 @@ def test_bad_input_is_refused_with_words(measured: dict[str, Any], name: str, wo
     assert all(word in message for word in words), message
 
 
+def test_a_node_that_would_undo_what_another_did_is_refused(measured: dict[str, Any]) -> None:
+    lost = {name: message for name, message in measured.items() if name.startswith("lost: ")}
+    assert len(lost) == 4
+    for name, message in lost.items():
+        assert message.startswith("UserError: ") and "Classifier Guidance did would be lost" in message, (name, message)
+        assert ("Limited Interval" if "interval" in name else "Classifier-Free") in message
+    assert measured["cfg and classifier: cfg, then classifier, on the model"] <= SAME
+
+
 def test_other_latents_are_refused_on_the_model_too(measured: dict[str, Any]) -> None:
     assert measured["refused: on the model too"] == measured["refused: classifier of other latents"]
 

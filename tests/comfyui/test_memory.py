@@ -50,6 +50,13 @@ def test_decoding_with_a_gradient_reserves_what_the_vae_says_it_needs(measured: 
         assert 0.99 * wanted <= more <= wanted + size * measured["unit"], name
 
 
+def test_what_two_nodes_reserve_adds_up(measured: dict[str, Any]) -> None:
+    """And does not multiply: the passes' graphs, and once what is decoded."""
+    more = measured["reserved"]["two nodes"]["least"] - measured["reserved"]["through"]["least"]
+    wanted = measured["decoded"] * measured["a picture"]
+    assert 0.99 * wanted <= more <= wanted + 2 * measured["unit"]
+
+
 def test_a_samplers_own_network_is_loaded_with_what_the_model_needs(measured: dict[str, Any]) -> None:
     for name, factor in (("beside the sampler", 1), ("beside the sampler, through", 2 * measured["graph"])):
         first, second = measured[name]

@@ -66,6 +66,25 @@ def test_tiles_fade_into_one_another_where_the_decoder_looks_around() -> None:
     assert steps < 0.5 * (hard - whole[0]).diff(dim=-1).abs().amax()
 
 
+def test_tiles_in_bfloat16_reach_the_far_borders() -> None:
+    """bfloat16 counts to 256: by it the last pixels of a long tile would have no weight, and 0 / 0 would stand there."""
+
+    class HalfPrecision(Upscaler):
+        def decode(self, latent: Tensor, *, clamp: bool = True) -> Tensor:
+            return super().decode(latent.double(), clamp=clamp).to(torch.bfloat16)
+
+    leaf = drawn(1, 4, 300, 272).float().requires_grad_()
+    tiled = pictures(HalfPrecision(), leaf, tile=256)
+    whole = pictures(HalfPrecision(), leaf)
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-6)
+    (gradient,) = torch.autograd.grad(tiled.sum(), leaf)
+    assert bool(torch.isfinite(gradient).all())
+    latent = drawn(1, 4, 300, 272).to(torch.bfloat16)
+    decoder = Upscaler()
+    decoder.mixing = decoder.mixing.to(torch.bfloat16)
+    assert torch.equal(pictures(decoder, latent, tile=256), pictures(decoder, latent)), "latents of that dtype too"
+
+
 def test_memory_is_that_of_one_tile() -> None:
     """What autograd keeps at once, counted: the whole picture's activations, or hardly more than a tile's."""
 

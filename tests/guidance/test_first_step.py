@@ -51,3 +51,14 @@ def test_who_acts_at_the_first_step_of_a_flow(acts: bool) -> None:
         guided = for_run(Guider(model, [rule]), sigmas)(x, sigmas[:1].expand(2), conds(2, 1.0))
         assert bool(guided.isfinite().all())
         assert bool((guided != plain).any()) is acts, rule
+
+
+@pytest.mark.parametrize("schedule", ["increase", "constant", "decrease"])
+def test_a_flow_run_of_one_step_is_guided_by_tfg_whatever_its_schedule(schedule: str) -> None:
+    """What *increase* is in proportion to is 0 on the whole grid, and so is its mean."""
+    sigmas, x = torch.tensor([1.0, 0.0], dtype=torch.float64), drawn(2, 4, 5, 7)
+    model = Model(RECTIFIED_FLOW)
+    plain = model(x, sigmas[:1].expand(2), conds(2, 1.0))
+    rule = TrainingFreeGuidance(loss=Towards(), schedule=schedule)
+    guided = for_run(Guider(model, [rule]), sigmas)(x, sigmas[:1].expand(2), conds(2, 1.0))
+    assert bool((Towards()(guided) < Towards()(plain)).all())

@@ -176,7 +176,7 @@ def test_rules_for_the_scale_act_on_all_bands_alike() -> None:
     """w brought half of its way to 1 by another rule brings every band half of its way to 1, each sample by itself."""
     rule = FrequencyDecoupledGuidance(scale_low=3.0, scale_high=7.0, bands=3)
     assert rule.guidance_scale == 7.0 and FrequencyDecoupledGuidance(scale_low=-9.0).guidance_scale == -9.0
-    per_sample = rule.scales(torch.tensor([7.0, 4.0, 1.0], dtype=torch.float64))
+    per_sample = rule.scales(torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))
     expected = torch.tensor([[7.0, 5.0, 3.0], [4.0, 3.0, 2.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
     torch.testing.assert_close(torch.stack(per_sample, dim=1), expected, rtol=0, atol=1e-14)
 

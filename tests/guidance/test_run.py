@@ -23,7 +23,8 @@ from latent_guidance.guidance import (
     TwoConditions,
 )
 from latent_guidance.guidance.base import Branch, NodeText, Rule, Stage, Step
-from latent_guidance.guidance.run import GuidanceRun, check_on_model, step_index
+from latent_guidance.guidance.chains import check_on_model
+from latent_guidance.guidance.run import GuidanceRun, step_index
 from latent_guidance.process import RECTIFIED_FLOW, VE_SCALED, Process
 
 from .conftest import SmallClassifier, latents

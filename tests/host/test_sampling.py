@@ -12,7 +12,16 @@ from torch import Tensor
 
 from latent_guidance.denoiser import Cond
 from latent_guidance.errors import UserError
-from latent_guidance.guidance import CFG, ClassifierGuidance, ClassifierMeanShift, LimitedInterval, check_chain
+from latent_guidance.guidance import (
+    CFG,
+    ClassifierGuidance,
+    ClassifierMeanShift,
+    DynamicThresholding,
+    LimitedInterval,
+    RescaleGuidance,
+    check_chain,
+)
+from latent_guidance.guidance.latents import Latents
 from latent_guidance.guidance.steps import check_not_twice
 from latent_guidance.host import memory
 from latent_guidance.host.objects import GuiderNode, LatentSpace, Model, Noise, Sampler, Vae
@@ -205,6 +214,10 @@ class StepRule:
     def networks(self) -> tuple[object, ...]:
         return (self.network,)
 
+    def check_latents(self, latents: Latents) -> None:
+        if latents.channels != 4:
+            raise UserError("a rule for 4 channels", expected="4 channels", mend="use another")
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         assert len(shape) == 4
 
@@ -219,6 +232,24 @@ def test_one_classifier_cannot_guide_twice() -> None:
         sample(Noise(3), guider, sampler, torch.tensor([1.0, 0.0]), latent())
     other = replace(sampler, step_rules=(StepRule(object()),))
     sample(Noise(3), guider, other, torch.tensor([1.0, 0.0]), latent())
+
+
+def test_a_rule_of_a_step_made_for_other_latents_is_refused() -> None:
+    guider = GuiderNode(model(), tokens(1.0))
+    wide = replace(guider.model, latent_space=replace(SPACE, channels=16))
+    sampler = Sampler(EULER.function, step_rules=(StepRule(object()),))
+    with pytest.raises(UserError, match="4 channels"):
+        sample(Noise(3), replace(guider, model=wide), sampler, torch.tensor([1.0, 0.0]), latent(channels=16))
+
+
+def test_nodes_act_one_after_the_other_and_none_undoes_another() -> None:
+    """The guider acts before what is on its model, whose rules come in the order of their nodes."""
+    threshold, rescale = DynamicThresholding(plain_scale=2.0), RescaleGuidance(phi=0.5)
+    patched = model().with_rules([threshold]).with_rules([rescale])
+    assert GuiderNode(patched, tokens(1.0), rules=(CFG(),)).chain == (CFG(), threshold, rescale)
+    with pytest.raises(UserError, match="Dynamic Thresholding did would be lost"):
+        model().with_rules([threshold]).with_rules([LimitedInterval()])
+    model().with_rules([LimitedInterval()]).with_rules([threshold])
 
 
 def test_latents_of_other_channels() -> None:

@@ -77,6 +77,17 @@ def warn_if_distilled(model: comfy.model_patcher.ModelPatcher, rules: Sequence[A
         )
 
 
+def warn_if_combined_anew(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any], before: Sequence[Any]) -> None:
+    """Log a warning where rules combine the branches again after other nodes' hooks ``before``, whose work is then lost."""
+    anew = [rule.node.name for rule in rules if rule.stage in (Stage.SCALE, Stage.BRANCHES, Stage.COMBINE)]
+    if anew and before:
+        log.warning(
+            "%s combines prompt and negative anew, so what a node before it does after their combination (PAG, SAG, Mahiro ...) has no "
+            "effect. Put Apply Guidance to Model before that node.",
+            " and ".join(anew),
+        )
+
+
 def warn_if_replaced(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any]) -> None:
     """Log a warning where a rule takes the place of another node's way of combining prompt and negative, which then does nothing."""
     combining = [rule.node.name for rule in rules if rule.stage is Stage.COMBINE]

@@ -16,7 +16,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ....latent_guidance.guidance import Branch, GuidanceRun
+from ....latent_guidance.guidance import Branch, GuidanceRun, check_order
 from ....latent_guidance.guidance.base import Step
 from ....latent_guidance.guidance.cfg import cfg
 from ....latent_guidance.guidance.passes import Passes, noise_range, passes
@@ -191,6 +191,7 @@ def make_guider(
     """
     if needs_uncond(rules) and negative is None:
         raise no_negative("rules that compare the prompt with a negative one")
+    check_order(rules, rules_on(model.model_options))
     run = GuidanceRun(rules, VE_SCALED)
     if needs_uncond(rules):
         warn_if_distilled(model, rules)

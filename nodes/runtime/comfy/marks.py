@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ....latent_guidance.errors import UserError
-from ....latent_guidance.guidance import GuidanceRun, check_chain
+from ....latent_guidance.guidance import GuidanceRun, check_by_uncond, check_chain
 from ....latent_guidance.guidance.base import Rule
 from ....latent_guidance.guidance.record import Record
 from ....latent_guidance.guidance.report import REPORTS
@@ -74,8 +75,13 @@ def with_networks(
         cloned.set_additional_models(MARKS, loaded)
     before = list(cloned.model_options.get(MARKS, ()))
     cloned.model_options[MARKS] = before + [Mark(rule) for rule in rules]
-    reserve(cloned, rules, MARKS)
+    reserve(cloned, rules_on(cloned.model_options), MARKS)
     return cloned
+
+
+def _hooks(model_options: Mapping[str, Any]) -> int:
+    """How many functions look at the estimate after its branches were combined."""
+    return len(model_options.get("sampler_post_cfg_function", ()))
 
 
 def one_run(
@@ -88,14 +94,14 @@ def one_run(
     what keeps the report of a sampling, to be found by the latents in which the sampling ends.
     """
     rules = tuple(rules)
-    open_runs: list[dict[str, GuidanceRun]] = []
+    open_runs: list[dict[str, Any]] = []
 
     def outer_sample(executor: Any, noise: Tensor, latent: Tensor, *args: Any, **kwargs: Any) -> Any:
         patcher = executor.class_obj.model_patcher  # as it is now: nodes after ours may have changed what it samples
         check_latents(patcher, rules)
         check_channels(patcher, latent)
         warn_if_replaced(patcher, rules)
-        open_runs.append({})
+        open_runs.append({"hooks": _hooks(executor.class_obj.model_options)})
         try:
             samples = executor(noise, latent, *args, **kwargs)
         finally:
@@ -107,6 +113,8 @@ def one_run(
     def run(real_model: Any, model_options: Mapping[str, Any], base_scale: float) -> GuidanceRun:
         here = open_runs[-1] if open_runs else {}
         if "run" not in here:
+            if _hooks(model_options) > here.get("hooks", math.inf) and model_options.get("disable_cfg1_optimization"):
+                check_by_uncond(rules)  # the sampler listens to the negative's estimate: one of ComfyUI's own *_cfg_pp
             sigmas = model_options.get("transformer_options", {}).get("sample_sigmas")
             here["run"] = GuidanceRun(
                 rules,

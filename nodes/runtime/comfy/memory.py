@@ -59,10 +59,12 @@ def _decoding(rule: Any, shape: tuple[int, ...]) -> float:
 
 
 def reserve(model: Any, rules: Sequence[Any], key: str) -> None:
-    """Have every sampling of a MODEL reserve memory for the graphs of ``rules``, under ``key`` among its wrappers.
+    """Have every sampling of a MODEL reserve memory for the graphs of ``rules``, all that guide it, under ``key`` among its wrappers.
 
     A MODEL through which a gradient goes is loaded whole, where ComfyUI lets a wrapper say so: autograd keeps all its weights anyway.
     """
+    wrapper = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
+    model.remove_wrappers_with_key(wrapper, key)  # that of fewer rules
     through = any(rule.may_differentiate() for rule in rules)
     if not through and all(not isinstance(rule, LossRule) or rule.vae is None for rule in rules):
         return
@@ -72,7 +74,7 @@ def reserve(model: Any, rules: Sequence[Any], key: str) -> None:
             kwargs["force_full_load"] = True
         return executor(model, graph_shape(model.model, noise_shape, conds, rules), conds, *args, **kwargs)
 
-    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, key, prepare)
+    model.add_wrapper_with_key(wrapper, key, prepare)
 
 
 def needed(guider: Any, shape: Sequence[int], rules: Sequence[Any]) -> dict[str, float]:

@@ -9,15 +9,15 @@ import comfy.model_management
 import comfy.model_patcher
 from torch import Tensor
 
-from ....latent_guidance.guidance import GuidanceRun, check_on_model
+from ....latent_guidance.guidance import GuidanceRun, check_on_model, check_order
 from ....latent_guidance.guidance.base import Stage, Step
 from ....latent_guidance.guidance.record import Record
 from ....latent_guidance.guidance.run import no_negative
 from ....latent_guidance.process import VE_SCALED
 from . import weakened
-from .checks import warn_if_distilled
+from .checks import warn_if_combined_anew, warn_if_distilled
 from .guider import host_combination, needs_uncond, weakened_passes
-from .marks import one_run, with_networks
+from .marks import one_run, rules_on, with_networks
 
 
 def patch_model(
@@ -32,6 +32,8 @@ def patch_model(
         UserError: rules that cannot act together or on this model.
     """
     check_on_model(rules)
+    check_order(rules_on(model.model_options), rules)
+    warn_if_combined_anew(model, rules, [hook for hook in _after_combination(model) if not _is_ours(hook)])
     compares = needs_uncond(rules)
     if compares:
         warn_if_distilled(model, rules)
@@ -72,5 +74,15 @@ def patch_model(
 
         return bound(args["input"], args["sigma"], evaluate, host_combine=combine, base_scale=scale)
 
+    guide.latent_guidance = True  # type: ignore[attr-defined]
     patched.set_model_sampler_post_cfg_function(guide, disable_cfg1_optimization=compares)
     return patched
+
+
+def _after_combination(model: comfy.model_patcher.ModelPatcher) -> list[Any]:
+    """What changes the estimate of ``model`` after its branches were combined."""
+    return list(model.model_options.get("sampler_post_cfg_function", ()))
+
+
+def _is_ours(hook: Any) -> bool:
+    return getattr(hook, "latent_guidance", False) is True

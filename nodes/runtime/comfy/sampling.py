@@ -17,7 +17,7 @@ from ....latent_guidance.guidance.run import no_negative
 from ....latent_guidance.guidance.steps import check_not_twice, check_step_rules, sampler_options
 from ....latent_guidance.noise import SeededNoise
 from ....latent_guidance.process import Process
-from ....latent_guidance.samplers import GO_BY_UNCOND
+from ....latent_guidance.samplers import CFG_PP, GO_BY_UNCOND
 from .checks import check_latents
 from .marks import process_of, rules_on
 from .memory import needed
@@ -90,7 +90,7 @@ def make_sampler(
         process = process_of(guider.inner_model.model_sampling)
         _prepare(guider, rules, tuple(x.shape))
         if function in GO_BY_UNCOND:
-            _check_by_uncond(guider)
+            _check_by_uncond(guider, own_scale=function not in CFG_PP)
         bar = _bar(len(sigmas) - 1, disable)
 
         def report(i: int, sigma: float, x: Tensor, denoised: Tensor) -> None:
@@ -133,11 +133,18 @@ def _prepare(guider: Any, rules: Sequence[Any], shape: tuple[int, ...]) -> None:
         comfy.model_management.load_models_gpu([guider.model_patcher, *guider.loaded_models, *patchers], **need)
 
 
-def _check_by_uncond(guider: Any) -> None:
-    """Refuse a guider that cannot serve a CFG++ sampler, before the first step."""
+def _check_by_uncond(guider: Any, *, own_scale: bool) -> None:
+    """Refuse a guider that cannot serve a CFG++ sampler, before the first step; ``own_scale``: one that guides with a scale of its own."""
     if not getattr(guider, "conds", {}).get("negative"):
         raise _no_negative()
-    check_by_uncond(rules_on(guider.model_options))
+    if not own_scale:
+        check_by_uncond(rules_on(guider.model_options))
+    elif (scale := float(getattr(guider, "cfg", 1.0))) != 1:
+        raise UserError(
+            f"Rectified-CFG++ under a guider whose own scale is {scale:g}, which its correction would multiply",
+            expected="a guider that leaves the prompt's estimate as it is",
+            mend="set the cfg of CFGGuider to 1, or take CFG out of the chain of Guider; the strength is the sampler's scale",
+        )
 
 
 def step_noise(seed: int, x: Tensor) -> SeededNoise:
