@@ -108,6 +108,21 @@ class SeededNoise:
         return tuple(shape)
 
 
+class PathNoise:
+    """A noise sampler that reads increments off a path: asked again for an interval, either way round, it gives no other noise.
+
+    Args:
+        increment: (sigma, sigma_next) -> unit Gaussian noise, its sign turned where the two change places.
+    """
+
+    def __init__(self, increment: NoiseSampler) -> None:
+        self._increment = increment
+
+    def __call__(self, sigma: float, sigma_next: float) -> Tensor:
+        """The path's noise of one step."""
+        return self._increment(sigma, sigma_next)
+
+
 def brownian_noise_sampler(
     x: Tensor,
     sigma_min: float,
@@ -115,7 +130,7 @@ def brownian_noise_sampler(
     *,
     seed: int | None = None,
     seeds: Sequence[int] | None = None,
-) -> NoiseSampler:
+) -> PathNoise:
     """Noise from Brownian paths over sigma: (W(sigma_next) - W(sigma)) / sqrt(|sigma_next - sigma|).
 
     With `seed`, one path for the whole batch, equal to k-diffusion's and ComfyUI's (on the CPU). With
@@ -175,7 +190,7 @@ def brownian_noise_sampler(
         noise = increment(low, high) * sign / (high - low).sqrt()
         return noise.to(x.device, x.dtype)
 
-    return noise_sampler
+    return PathNoise(noise_sampler)
 
 
 def _checked_seed(seed: int) -> int:

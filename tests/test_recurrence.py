@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from latent_guidance.errors import UserError
-from latent_guidance.noise import SeededNoise
+from latent_guidance.noise import SeededNoise, brownian_noise_sampler
 from latent_guidance.samplers import SAMPLERS, Recurrence, sample_euler
 
 from .test_samplers import PROCESSES, Toy, X, toy_noise
@@ -63,6 +63,16 @@ def test_a_repeat_written_out(process: str) -> None:
     )
     torch.testing.assert_close(found, step(back), rtol=0, atol=1e-12)
     assert float((found - step(step(X))).abs().max()) > 1e-2
+
+
+@every
+def test_noise_of_a_path_is_refused_where_a_step_is_repeated(name: str) -> None:
+    """Its noise back over a step is the step's own, so no repeat would see anything new."""
+    path = brownian_noise_sampler(X, 0.5, 9.0, seeds=[1, 2])
+    assert torch.equal(path(0.5, 2.0), -path(2.0, 0.5))
+    assert torch.equal(run("ve", name, path), run("ve", name, path, recurrence=Recurrence()))
+    with pytest.raises(UserError, match=r"Brownian path.*same at every repeat"):
+        run("ve", name, path, recurrence=Recurrence(2))
 
 
 def visited(process: str, recurrence: Recurrence) -> tuple[list[float], list[int]]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..noise import NoiseSampler
+from ..noise import NoiseSampler, PathNoise
 from ..process import Process
 from .common import check_range, draw, renoise
 
@@ -79,5 +79,16 @@ ONCE = Recurrence()
 def go_back(
     process: Process, x: Tensor, sigma_next: Tensor, sigma: Tensor, noise_sampler: NoiseSampler | None
 ) -> Tensor:
-    """x (B, ...) at sigma_next () brought back to sigma () with fresh noise."""
+    """x (B, ...) at sigma_next () brought back to sigma () with fresh noise.
+
+    Raises:
+        UserError: the noise is a path's. Back over an interval it gives the step's own noise with its sign turned, and every repeat
+            would have the same.
+    """
+    if isinstance(noise_sampler, PathNoise):
+        raise UserError(
+            "recurrence with the noise of a Brownian path, which is the same at every repeat of a step",
+            expected="a noise sampler that draws anew each time it is called",
+            mend="give SeededNoise as noise_sampler, or take every step once",
+        )
     return renoise(process, x, sigma_next, sigma, draw(noise_sampler, sigma_next, sigma, x))

@@ -67,7 +67,7 @@ def train_classifier(
         progress: Show a bar.
 
     Raises:
-        UserError: Training turned NaN, or the state belongs to another network.
+        UserError: Training turned NaN, or the state belongs to another network or to other latents.
     """
     from ..models.classifier import Classifier, new_classifier
 
@@ -78,7 +78,7 @@ def train_classifier(
     low, high = config.log_snr_range
     torch.manual_seed(settings.seed)
     network = new_classifier(config).train()
-    run = TrainingRun(network, run_folder, settings)
+    run = TrainingRun(network, run_folder, settings, data="; ".join(latents.mark for latents in sets if latents.mark))
 
     def loss_of(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         labels = torch.randint(len(by_class), (recipe.batch,), generator=generator)

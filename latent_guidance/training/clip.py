@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from ..errors import UserError
 from .classifier import drawn_crops, held_out, noised
-from .latents import LatentSet
+from .latents import LatentSet, weights_mark
 from .loop import LoopSettings, TrainingRun, batch_indices
 from .unet import DRAWS, KINDS, caption_ids
 
@@ -149,7 +149,8 @@ def train_clip(
         progress: Show a bar.
 
     Raises:
-        UserError: Training turned NaN, the state belongs to another network, or ``start_from`` has another shape.
+        UserError: Training turned NaN, the state belongs to another network, to other latents or to another text encoder, or
+            ``start_from`` has another shape.
     """
     from ..models.noisy_clip import NoisyCLIP, new_noisy_clip
 
@@ -162,7 +163,8 @@ def train_clip(
     network = new_noisy_clip(config)
     if start_from is not None:
         _start(network, start_from)
-    run = TrainingRun(network.train(), run_folder, settings)
+    marks = [*(latents.mark for latents in sets if latents.mark), weights_mark(encoder.network)]
+    run = TrainingRun(network.train(), run_folder, settings, data="; ".join(marks))
     network.text_start.copy_(captions.start)
     device, shares = settings.device, recipe.shares()
 

@@ -37,6 +37,11 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def mark(self) -> str:
+        """What tells these pictures from others: their number and size, and a sum over some of them."""
+        return f"{tuple(self.images.shape)} {int(self.images[:: max(1, len(self) // 64)].long().sum())}"
+
 
 def load_image_folder(folder: Path) -> ImageFolder:
     """Read an image folder into memory.

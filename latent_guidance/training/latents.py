@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 from .data import ImageFolder, load_image_folder, to_signed
@@ -29,6 +29,7 @@ class LatentSet:
         subgroups: N finer class names, or none at all.
         keywords: For each picture, words that describe it, or none at all.
         other_texts: For each picture, other captions, or none at all.
+        mark: What tells these latents from others: of the encoder and of the pictures; empty for none.
     """
 
     mean: Tensor
@@ -39,6 +40,7 @@ class LatentSet:
     subgroups: tuple[str, ...] = ()
     keywords: tuple[tuple[str, ...], ...] = ()
     other_texts: tuple[tuple[str, ...], ...] = ()
+    mark: str = ""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -114,12 +116,16 @@ def encode_folder(
         subgroups=data.subgroups,
         keywords=data.keywords,
         other_texts=data.other_texts,
+        mark=mark,
     )
 
 
 def _fingerprint(vae: VAE, data: ImageFolder, *, flip: bool) -> str:
     """A mark of the encoder (not the decoder, which does not change latents) and of the pictures."""
     parts = [part for part in (vae.network.encoder, vae.network.quant_conv) if part is not None]
-    weights = sum(float(p.double().abs().sum()) for part in parts for p in part.parameters())
-    pixels = int(data.images[:: max(1, len(data) // 64)].long().sum())
-    return f"{weights:.6e} {tuple(data.images.shape)} {pixels} {flip}"
+    return f"{weights_mark(*parts)} {data.mark} {flip}"
+
+
+def weights_mark(*networks: nn.Module) -> str:
+    """What tells trained networks from others: the sum of their weights' magnitudes, to seven digits."""
+    return f"{sum(float(p.double().abs().sum()) for network in networks for p in network.parameters()):.6e}"

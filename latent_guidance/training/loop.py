@@ -78,15 +78,21 @@ class TrainingRun:
         network: What is trained; several networks go into one ``nn.ModuleDict``.
         folder: Where the state is kept; an existing state is resumed.
         settings: See :class:`LoopSettings`.
+        data: A mark of what it is trained on. A state that was trained on other data is refused; one without a mark is taken, as is
+            any if this is empty.
+
+    Raises:
+        UserError: The folder holds the state of another network, or of a run on other data.
     """
 
-    def __init__(self, network: nn.Module, folder: Path, settings: LoopSettings) -> None:
+    def __init__(self, network: nn.Module, folder: Path, settings: LoopSettings, *, data: str = "") -> None:
         on_gpu = settings.device != "cpu"
         self.network = network.to(settings.device)
         if on_gpu and not settings.muon:  # convolutions on tensor cores read channels last
             network.to(memory_format=torch.channels_last)
         self.folder = Path(folder)
         self.settings = settings
+        self.data = data
         self.step = 0
         self.seconds = 0.0
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -184,6 +190,7 @@ class TrainingRun:
             "step": str(self.step),
             "seconds": repr(self.seconds),
             "settings": json.dumps(asdict(self.settings)),
+            "data": self.data,
         }
         write_safetensors(self.folder / STATE_FILE, tensors, dtype=torch.float32, metadata=metadata)
 
@@ -237,6 +244,14 @@ class TrainingRun:
                 expected="the state of a run with the same network",
                 mend="train into another folder, or use the settings that the state was made with",
             )
+        trained_on = metadata.get("data", "")
+        if self.data and trained_on and trained_on != self.data:
+            raise UserError(
+                f"{path} was trained on other data: other pictures, or latents or texts as another network encoded them",
+                expected="the state of a run on what is now given",
+                mend="give another folder for the runs, or delete the file to train anew",
+            )
+        self.data = self.data or trained_on
         self.network.load_state_dict(network)
         self.step = int(metadata["step"])
         self.seconds = float(metadata["seconds"])

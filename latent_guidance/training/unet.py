@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .latents import LatentSet
-from .loop import LoopSettings, StepLoss, TrainingRun, batch_indices
+from .loop import STATE_FILE, LoopSettings, StepLoss, TrainingRun, batch_indices
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -89,7 +89,8 @@ def train_unet(
         The UNet and the text encoder with averaged weights, in eval mode.
 
     Raises:
-        UserError: Training turned NaN, or the state or ``start_from`` belongs to another network.
+        UserError: Training turned NaN, the state or ``start_from`` belongs to another network, the state belongs to other latents, or
+            ``scheduler_config`` is not that of a v-network.
     """
     recipe = UNetRecipe() if recipe is None else recipe
     joint = _Joint(latents, run_folder, settings, recipe, start_from)
@@ -100,7 +101,17 @@ def train_unet(
 def averaged_unet(
     latents: LatentSet, run_folder: Path, *, settings: LoopSettings, recipe: UNetRecipe | None = None
 ) -> tuple[UNet2DConditionModel, TextEncoder]:
-    """UNet and text encoder with the averaged weights of a run that need not be finished."""
+    """UNet and text encoder with the averaged weights of a run that need not be finished.
+
+    Raises:
+        UserError: The folder holds no state, or that of another network or of other latents.
+    """
+    if not (state := Path(run_folder) / STATE_FILE).is_file():
+        raise UserError(
+            f"{state} was not found: there are no trained weights to write",
+            expected="the folder of a run that was begun",
+            mend="give the folder of the runs that training wrote to, or train first",
+        )
     return _Joint(latents, run_folder, settings, UNetRecipe() if recipe is None else recipe).finished()
 
 
@@ -164,7 +175,7 @@ class _Joint:
         tower = self.encoder.network
         tower.token_embedding = nn.Embedding.from_pretrained(tower.token_embedding.weight[self.used], freeze=False)
         network = nn.ModuleDict({"unet": self.unet, "text": tower})
-        self.run = TrainingRun(network.train(), run_folder, settings)
+        self.run = TrainingRun(network.train(), run_folder, settings, data=latents.mark)
 
     def finished(self) -> tuple[UNet2DConditionModel, TextEncoder]:
         """The networks with averaged weights and the whole token table, in eval mode."""
@@ -200,9 +211,16 @@ def _loss(
     scheduler_config: dict[str, Any] | None,
 ) -> StepLoss:
     from ..models.tiny import SCHEDULER_CONFIG
+    from ..parameterization import V
     from ..schedules import schedule_from_config
 
-    schedule, _ = schedule_from_config(SCHEDULER_CONFIG if scheduler_config is None else scheduler_config)
+    schedule, predicted = schedule_from_config(SCHEDULER_CONFIG if scheduler_config is None else scheduler_config)
+    if predicted is not V:
+        raise UserError(
+            f"a scheduler config of a network that predicts {predicted.name}",
+            expected="prediction_type v_prediction: the UNet is trained on v in VP coordinates",
+            mend='set "prediction_type" to "v_prediction", or leave scheduler_config out',
+        )
     sigmas = schedule.sigmas.double()
     alphas = (1 / (1 + sigmas**2).sqrt()).float()
     noise_scales = (sigmas / (1 + sigmas**2).sqrt()).float()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data import ImageFolder, load_image_folder, random_crops, to_signed
 from .latents import LatentSet
@@ -72,10 +72,10 @@ def train_vae(
         progress: Show a bar.
 
     Returns:
-        The VAE with averaged weights and ``scaling_factor`` = 1 / standard deviation of the latents of ``pictures``.
+        The VAE with averaged weights and ``scaling_factor`` = 1 / standard deviation of the latents of the first of ``folders``.
 
     Raises:
-        UserError: The pictures are missing or incomplete, or training turned NaN.
+        UserError: The pictures are missing or incomplete, training turned NaN, or the state belongs to other pictures.
     """
     from ..models.vae import new_vae
 
@@ -84,7 +84,7 @@ def train_vae(
     torch.manual_seed(settings.seed)
     vae = new_vae({**VAE_CONFIG, **(config or {})})
     network = vae.network.train()
-    run = TrainingRun(network, run_folder, settings)
+    run = TrainingRun(network, run_folder, settings, data="; ".join(data.mark for data in sets))
 
     def loss_of(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         data = sets[step % len(sets)]
@@ -132,17 +132,15 @@ def settle_decoder(
         progress: Show a bar.
 
     Raises:
-        UserError: The pictures are missing or incomplete, or training turned NaN.
+        UserError: The pictures are missing or incomplete, training turned NaN, or the state belongs to another VAE or other pictures.
     """
     data = load_image_folder(pictures)
-    network = vae.network.requires_grad_(False)
-    for part in (network.decoder, network.post_quant_conv):
-        if part is not None:
-            part.requires_grad_(True)
-    for name, parameter in network.named_parameters():
-        if ".attentions." in name:
-            parameter.requires_grad_(False)
-    run = TrainingRun(network, run_folder, settings)
+    network = vae.network.requires_grad_(False).to(settings.device)
+    parts = {"decoder": network.decoder, "post_quant_conv": network.post_quant_conv}
+    decoder = nn.ModuleDict({name: part for name, part in parts.items() if part is not None})
+    for name, parameter in decoder.named_parameters():
+        parameter.requires_grad_(".attentions." not in name)
+    run = TrainingRun(decoder, run_folder, settings, data=latents.mark)
     factor = vae.scaling_factor
 
     def loss_of(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:

@@ -129,6 +129,9 @@ def test_it_learns_to_find_the_text_and_loses_it_in_noise(encoder: TextEncoder, 
         progress=False,
     )
     torch.testing.assert_close(again.network.state_dict(), clip.network.state_dict(), rtol=1e-4, atol=1e-5)
+    another = new_text_encoder(text_config(width=64, layers=1))
+    with pytest.raises(UserError, match="trained on other data"):
+        train_clip([latents], another, tmp_path / "next", config=CONFIG, settings=brief, recipe=recipe, progress=False)
     other = NoisyCLIP(new_noisy_clip(replace(CONFIG, embed_width=32)))
     with pytest.raises(UserError, match="another shape to start from"):
         train_clip(

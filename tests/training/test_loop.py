@@ -89,6 +89,19 @@ def test_states_of_other_networks_are_refused(tmp_path: Path) -> None:
         TrainingRun(nn.Linear(3, 1), tmp_path, SETTINGS)
 
 
+def test_states_of_other_data_are_refused_where_both_say_what_theirs_is(tmp_path: Path) -> None:
+    def step_of(data: str, folder: str) -> int:
+        run = TrainingRun(_network(), tmp_path / folder, SETTINGS, data=data)
+        run.train(_Loss(run.network), progress=False)
+        return run.step
+
+    assert step_of("these", "marked") == step_of("these", "marked") == step_of("", "unmarked") == 20
+    assert step_of("these", "unmarked") == 20
+    assert step_of("", "marked") == 20
+    with pytest.raises(UserError, match="other data"):
+        step_of("those", "marked")
+
+
 def test_learning_rate_rises_and_falls_to_nothing(tmp_path: Path) -> None:
     run = TrainingRun(_network(), tmp_path, replace(SETTINGS, steps=100, warmup=10))
     rates = []

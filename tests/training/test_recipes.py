@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from latent_guidance.errors import UserError
 from latent_guidance.models.checkpoint import load_text_encoder, load_unet, load_vae
@@ -23,7 +24,7 @@ from latent_guidance.training.classifier import (
 )
 from latent_guidance.training.data import load_image_folder, random_crops, to_signed
 from latent_guidance.training.latents import LatentSet, encode_folder
-from latent_guidance.training.loop import LoopSettings
+from latent_guidance.training.loop import STATE_FILE, LoopSettings
 from latent_guidance.training.unet import DRAWS, UNetRecipe, averaged_unet, caption_ids, captions, train_unet
 from latent_guidance.training.vae import VAERecipe, reconstruction_psnr, settle_decoder, train_vae
 
@@ -75,6 +76,8 @@ def test_vae_recipe_learns(pictures: Path, tmp_path: Path) -> None:
     recipe = VAERecipe(crop=16, batch=8)
     small = {"block_out_channels": [32, 32, 32, 32]}
     vae = train_vae([pictures, pictures], tmp_path, settings=settings, recipe=recipe, config=small, progress=False)
+    with pytest.raises(UserError, match="trained on other data"):
+        train_vae([pictures], tmp_path, settings=settings, recipe=recipe, config=small, progress=False)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 100 and lines[-1]["psnr"] > lines[0]["psnr"] + 1
     latents = encode_folder(vae, pictures, progress=False)
@@ -110,6 +113,57 @@ def test_settling_changes_the_decoder_alone(pictures: Path, tmp_path: Path) -> N
     assert torch.equal(encode_folder(vae, pictures, progress=False).mean, latents.mean)
 
 
+def test_a_state_of_another_vae_is_refused_and_its_encoder_is_not_kept(pictures: Path, tmp_path: Path) -> None:
+    """A finished run would else count as one of the new VAE, train no step, and write the old VAE over the new."""
+    settings = LoopSettings(steps=2, learning_rate=2e-3, bf16=False)
+    tiny = make_tiny_checkpoint(tmp_path / "tiny")
+
+    def settle(vae: VAE, folder: Path = tmp_path / "run") -> None:
+        latents = encode_folder(vae, pictures, progress=False)
+        settle_decoder(vae, latents, pictures, folder, settings=settings, progress=False)
+
+    settle(load_vae(tiny))
+    state = tmp_path / "run" / STATE_FILE
+    with safe_open(state, "pt") as file:
+        assert not [name for name in file.keys() if "encoder." in name]  # noqa: SIM118 (it is no mapping)
+    settle(load_vae(tiny))
+    other = load_vae(tiny)
+    with torch.no_grad():
+        other.network.encoder.conv_in.weight.mul_(1.01)
+    with pytest.raises(UserError, match=r"run.state\.safetensors was trained on other data") as refused:
+        settle(other)
+    assert "another folder for the runs, or delete the file" in str(refused.value)
+    settle(other, tmp_path / "another")
+    state.unlink()
+    settle(other)
+
+
+def test_networks_on_latents_refuse_the_state_of_other_latents(tmp_path: Path) -> None:
+    settings = LoopSettings(steps=1, learning_rate=1e-3, bf16=False)
+    first, second = (replace(_synthetic(), mark=mark) for mark in ("one VAE", "another VAE"))
+    config = ClassifierConfig(
+        labels=first.labels, latent_space="test", latent_channels=4, scaling_factor=1.0, log_snr_range=(-6.0, 6.0),
+        channels=(32, 32), layers=(1, 1),
+    )  # fmt: skip
+    recipe = ClassifierRecipe(batch=4, crop=8)
+
+    def classify(*sets: LatentSet) -> None:
+        train_classifier(sets, tmp_path / "c", config=config, settings=settings, recipe=recipe, progress=False)
+
+    def unet(latents: LatentSet) -> None:
+        train_unet(latents, tmp_path / "u", settings=settings, recipe=UNET, progress=False)
+
+    classify(first, first)
+    unet(first)
+    classify(first, first)
+    unet(first)
+    for refused in (lambda: classify(first, second), lambda: unet(second)):
+        with pytest.raises(UserError, match="trained on other data"):
+            refused()
+    with pytest.raises(UserError, match="trained on other data"):
+        averaged_unet(second, tmp_path / "u", settings=settings, recipe=UNET)
+
+
 UNET = UNetRecipe(
     batch=16,
     text_width=64,
@@ -131,6 +185,26 @@ def test_unet_recipe_learns_and_the_empty_prompt_is_trained(tmp_path: Path) -> N
     assert torch.equal(ids[1, 5, 1], encoder.prompt_ids(["thing 1, high"])[0])
     again, _ = averaged_unet(latents, tmp_path, settings=settings, recipe=UNET)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), unet.parameters(), strict=True))
+
+
+def test_without_a_state_nothing_is_written_for_trained(tmp_path: Path) -> None:
+    settings = LoopSettings(steps=1, learning_rate=1e-3)
+    with pytest.raises(UserError, match=r"state\.safetensors was not found: there are no trained weights"):
+        averaged_unet(_synthetic(), tmp_path / "wrong", settings=settings, recipe=UNET)
+
+
+@pytest.mark.parametrize(
+    ("config", "predicted"),
+    [
+        ({"prediction_type": "epsilon"}, "epsilon"),
+        ({}, "epsilon"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow"),
+    ],
+)
+def test_only_schedules_of_v_networks_are_trained_on(config: dict[str, str], predicted: str, tmp_path: Path) -> None:
+    settings = LoopSettings(steps=1, learning_rate=1e-3, bf16=False)
+    with pytest.raises(UserError, match=f"a network that predicts {predicted}"):
+        train_unet(_synthetic(), tmp_path, settings=settings, recipe=UNET, scheduler_config=config, progress=False)
 
 
 def test_a_new_run_can_start_from_a_checkpoint(tmp_path: Path) -> None:
