@@ -41,7 +41,7 @@ class LGVAEEncode:
             "posterior": ("后验", "mode：最可能的潜变量，总是相同；sample：用种子从后验分布抽样。中性值：mode。"),
             "seed": ("种子", "抽样用的种子，第 i 张图片使用 seed + i；mode 时不起作用。范围：0 到 2^64 - 1。"),
         },
-        "outputs": ("潜变量",),
+        "outputs": (("潜变量", "图片的潜变量，每张图片一个。"),),
     }
 
     @classmethod
@@ -99,7 +99,7 @@ class LGVAEDecode:
             "samples": ("潜变量", "要解码的潜变量。"),
             "vae": ("VAE", "用于解码的 VAE；请与模型来自同一检查点。"),
         },
-        "outputs": ("图片",),
+        "outputs": (("图片", "解码后的图片。"),),
     }
 
     @classmethod
@@ -134,7 +134,7 @@ class LGTextEncode:
             "clip": ("CLIP", "用于编码的文本编码器；请与模型来自同一检查点。"),
             "text": ("文本", "提示词；空文本即空条件（中性值）。"),
         },
-        "outputs": ("条件",),
+        "outputs": (("条件", "编码后的提示词，用于引导器的正向或反向条件。"),),
     }
 
     @classmethod
@@ -178,7 +178,7 @@ class LGNullConditioning:
             "可作为无分类器引导的反向条件，或用于无提示词生成。"
         ),
         "inputs": {"clip": ("CLIP", "用于编码的文本编码器；请与模型来自同一检查点。")},
-        "outputs": ("条件",),
+        "outputs": (("条件", "空提示词的编码；与不填文字的“CLIP 文本编码”相同。"),),
     }
 
     @classmethod
@@ -215,7 +215,7 @@ class LGEmptyLatent:
             "spatial_ratio": ("空间倍率", "每个潜变量像素对应的图片像素数。emoji、SD 和 Flux：8。范围：1 到 64。"),
             "batch_size": ("批量", "一次生成多少张图片。范围：1 到 4096。"),
         },
-        "outputs": ("潜变量",),
+        "outputs": (("潜变量", "形状合适的全零潜变量，由采样填充。"),),
     }
 
     @classmethod

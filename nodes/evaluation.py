@@ -45,7 +45,10 @@ class LGClassProbabilities:
             "image": ("图片", "要判断的图片，先由 vae 编码；仅在未连接 latent 时使用。"),
             "vae": ("VAE", "用于编码图片的 VAE，须为分类器训练所用的 VAE。"),
         },
-        "outputs": ("图表", "表格"),
+        "outputs": (
+            ("图表", "每张图片一幅柱状图。"),
+            ("表格", "概率的文字形式：每个标签一行，每张图片一列。"),
+        ),
     }
 
     @classmethod
@@ -126,7 +129,7 @@ class LGPictureGrid:
             "gap": ("间距", "图片之间的像素数。范围：0 到 256。"),
             **{f"images_{i}": (f"图片 {i}", f"第 {i} 组图片，可选。") for i in range(2, GRID_INPUTS + 1)},
         },
-        "outputs": ("大图",),
+        "outputs": (("大图", "拼成的一张大图。"),),
     }
 
     @classmethod
@@ -209,7 +212,10 @@ class LGGuidanceReport:
             "请在“引导器”或“将引导应用于模型”中打开 report，并连接采样器输出的潜变量：即使采样器未重新运行，也能据此找到对应的那次采样。"
         ),
         "inputs": {"latent": ("潜变量", "采样器的 output 输出，未经其他节点修改；不是 denoised_output。")},
-        "outputs": ("曲线图", "表格"),
+        "outputs": (
+            ("曲线图", "沿噪声水平画成曲线的报告，左端噪声最大；色带表示同一批各图片的范围。"),
+            ("表格", "JSON 形式的报告：引导器每次调用一行，每张图片一个数。"),
+        ),
     }
 
     @classmethod

@@ -13,6 +13,7 @@ CATEGORY = "latent guidance/guidance/losses"
 OUTPUT_HELP = (
     "The loss: connect it to a rule that follows one (MPGD, DPS, FreeDoM), or to Loss: Weighted Sum or Loss: Mask."
 )
+OUTPUT_ZH = "损失：连接到遵循损失的规则（MPGD、DPS、FreeDoM），或“损失：加权和”“损失：遮罩”。"
 
 
 def node_from_loss(loss_class: type[ReadyLoss]) -> type:
@@ -35,7 +36,7 @@ def node_from_loss(loss_class: type[ReadyLoss]) -> type:
             "display_name": text.name_zh,
             "description": text.description_zh,
             "inputs": {name: (knob.label_zh, tooltip_zh(knob)) for name, knob in knobs(loss_class).items()},
-            "outputs": ("损失",),
+            "outputs": (("损失", OUTPUT_ZH),),
         }
 
         @classmethod

@@ -21,6 +21,9 @@ OUTPUT_HELP = (
 )
 GUIDER_OUTPUT_HELP = "The chain with this rule at its end: connect it to the next rule or to Guider."
 STEP_OUTPUT_HELP = "The chain with this rule at its end: connect it to the next such rule or to DDPM Sampler."
+OUTPUT_ZH = "末尾加上本规则的规则链：连接到下一条规则、“引导器”，或“将引导应用于模型”。"
+GUIDER_OUTPUT_ZH = "末尾加上本规则的规则链：连接到下一条规则或“引导器”。"
+STEP_OUTPUT_ZH = "末尾加上本规则的规则链：连接到下一条同类规则或“DDPM 采样器”。"
 
 
 def _tooltip(knob: Knob, recommended: Any = None) -> str:
@@ -100,7 +103,7 @@ def node_from_rule(rule_class: type[Rule]) -> type:
                 **{name: (knob.label_zh, tooltip_zh(knob, measured.get(name))) for name, knob in own.items()},
                 "rules": ("规则链", CHAIN_HELP_ZH),
             },
-            "outputs": ("规则链",),
+            "outputs": (("规则链", STEP_OUTPUT_ZH if step else OUTPUT_ZH if on_model else GUIDER_OUTPUT_ZH),),
         }
 
         @classmethod

@@ -42,7 +42,11 @@ class LGLoadCheckpoint:
             "节点包自带的 emoji 模型开箱即用。"
         ),
         "inputs": {"checkpoint": ("检查点", "要加载的检查点文件夹。" + _FOLDER_HELP_ZH)},
-        "outputs": ("模型", "CLIP", "VAE"),
+        "outputs": (
+            ("模型", "UNet 及其噪声调度，用于引导器或 KSampler。"),
+            ("CLIP", "文本编码器，用于“文本编码”或“CLIP 文本编码”。"),
+            ("VAE", "自编码器，用于图片的编码与解码。"),
+        ),
     }
 
     @classmethod
@@ -67,7 +71,7 @@ class LGLoadVAE:
         "display_name": "加载 VAE（文件夹）",
         "description": "只加载检查点文件夹中的 VAE。",
         "inputs": {"checkpoint": ("检查点", "从哪个检查点文件夹加载 VAE。" + _FOLDER_HELP_ZH)},
-        "outputs": ("VAE",),
+        "outputs": (("VAE", "自编码器，用于图片的编码与解码。"),),
     }
 
     @classmethod
@@ -92,7 +96,7 @@ class LGLoadTextEncoder:
         "display_name": "加载文本编码器",
         "description": "只加载检查点文件夹中的文本编码器。",
         "inputs": {"checkpoint": ("检查点", "从哪个检查点文件夹加载文本编码器。" + _FOLDER_HELP_ZH)},
-        "outputs": ("CLIP",),
+        "outputs": (("CLIP", "文本编码器，用于“文本编码”或“CLIP 文本编码”。"),),
     }
 
     @classmethod
@@ -118,7 +122,7 @@ class LGLoadUNet:
         "display_name": "加载 UNet（文件夹）",
         "description": "只加载检查点文件夹中的 UNet 及其噪声调度。",
         "inputs": {"checkpoint": ("检查点", "从哪个检查点文件夹加载 UNet。" + _FOLDER_HELP_ZH)},
-        "outputs": ("模型",),
+        "outputs": (("模型", "UNet 及其噪声调度，用于引导器或 KSampler。"),),
     }
 
     @classmethod
@@ -159,7 +163,10 @@ class LGLoadClassifier:
                 "models/latent_classifiers 中的分类器，以及检查点文件夹自带的分类器（emoji 为节点包自带）。",
             )
         },
-        "outputs": ("分类器", "标签"),
+        "outputs": (
+            ("分类器", "分类器，用于“分类器引导”与“类别概率”。"),
+            ("标签", "它的标签，每行一个：即“分类器引导”的标签输入所接受的内容；也可用“预览文本”查看。"),
+        ),
     }
 
     @classmethod
@@ -200,7 +207,7 @@ class LGLoadNoisyCLIP:
                 "models/latent_clips 中的带噪潜变量 CLIP，以及检查点文件夹自带的（emoji 为节点包自带）。",
             )
         },
-        "outputs": ("带噪 CLIP",),
+        "outputs": (("带噪 CLIP", "带噪潜变量 CLIP，用于“带噪潜变量 CLIP 引导”。"),),
     }
 
     @classmethod
@@ -238,7 +245,7 @@ class LGLoadPictureCLIP:
                 "models/clip_vision 中的 open_clip 文件夹。需要 `pip install open_clip_torch`；“由 CLIP 视觉组成图像 CLIP”则不需要。",
             )
         },
-        "outputs": ("图像 CLIP",),
+        "outputs": (("图像 CLIP", "图像 CLIP，用于“损失：文字（CLIP）”。"),),
     }
 
     @classmethod
@@ -276,7 +283,7 @@ class LGPictureCLIP:
             "clip_vision": ("CLIP 视觉", "CLIP 的图像部分，来自“加载 CLIP 视觉”。"),
             "clip": ("CLIP", "同一个 CLIP 的文本部分，且含有文本投影。"),
         },
-        "outputs": ("图像 CLIP",),
+        "outputs": (("图像 CLIP", "图像 CLIP，用于“损失：文字（CLIP）”。"),),
     }
 
     @classmethod

@@ -11,6 +11,7 @@ from .runtime import current
 from .sampling import CATEGORY
 
 OUTPUT_HELP = ("The sampler, for SamplerCustomAdvanced.",)
+OUTPUTS_ZH = (("采样器", "采样器，用于 SamplerCustomAdvanced。"),)
 ETA_ZH = "每步加入多少新噪声：0 为确定性（中性值），1 为 DDPM 的方差。范围：0 到 1。"
 RECURRENCE_ZH = {
     "recurrence": (
@@ -96,7 +97,7 @@ class LGSamplerDDPM:
             "rules": ("规则链", "只接受在步内生效的规则（名称以 DDPM 结尾）；不连接则不引导（中性值）。"),
             **RECURRENCE_ZH,
         },
-        "outputs": ("采样器",),
+        "outputs": OUTPUTS_ZH,
     }
 
     @classmethod
@@ -146,7 +147,7 @@ class LGSamplerDDIM:
         "display_name": "DDIM 采样器",
         "description": "DDIM 采样器：eta 为 0 时是确定性的，为 1 时与 DDPM 同样随机。",
         "inputs": {"eta": ("eta", ETA_ZH), **RECURRENCE_ZH},
-        "outputs": ("采样器",),
+        "outputs": OUTPUTS_ZH,
     }
 
     @classmethod
@@ -193,7 +194,7 @@ class LGSamplerDDIMCFGpp:
             "每一步用反向条件所见的噪声为引导后的画面重新加噪，使强引导保持自然。" + _SCALE_ZH
         ),
         "inputs": {"eta": ("eta", ETA_ZH), **RECURRENCE_ZH},
-        "outputs": ("采样器",),
+        "outputs": OUTPUTS_ZH,
     }
 
     @classmethod
@@ -225,7 +226,7 @@ class LGSamplerDPMpp2MCFGpp:
         "display_name": "DPM++ 2M CFG++ 采样器",
         "description": "带 CFG++ 的 DPM++ 2M：每一步用反向条件所见的噪声为引导后的画面重新加噪。" + _SCALE_ZH,
         "inputs": {},
-        "outputs": ("采样器",),
+        "outputs": OUTPUTS_ZH,
     }
 
     @classmethod
@@ -281,7 +282,7 @@ class LGSamplerRectifiedCFGpp:
                 "加到预测点上的噪声标准差，论文中的可选项。中性值：0。范围：0 到 1。作者的演示用 0.005。",
             ),
         },
-        "outputs": ("采样器",),
+        "outputs": OUTPUTS_ZH,
     }
 
     @classmethod

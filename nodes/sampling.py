@@ -47,7 +47,7 @@ class LGSeededNoise:
             "seed": ("种子", "第一张图片的种子，之后依次加一。范围：0 到 2^64 - 1。"),
             "batch_size": ("批量", "多少张图片有种子，须等于潜变量的批量。范围：1 到 4096。"),
         },
-        "outputs": ("噪声",),
+        "outputs": (("噪声", "噪声，用于 SamplerCustomAdvanced。"),),
     }
 
     @classmethod
@@ -117,7 +117,10 @@ class LGGuider:
             "rules": ("规则链", _RULES_HELP_ZH),
             "report": _REPORT_ZH,
         },
-        "outputs": ("引导器", "网络调用次数"),
+        "outputs": (
+            ("引导器", "引导后的模型，用于 SamplerCustomAdvanced。"),
+            ("网络调用次数", "一张图片的开销：每一步调用多少次网络、由谁引起、在哪些噪声水平。"),
+        ),
     }
 
     @classmethod
@@ -174,7 +177,7 @@ class LGApplyGuidance:
             "rules": ("规则链", "要加到模型上的引导规则链。"),
             "report": _REPORT_ZH,
         },
-        "outputs": ("模型",),
+        "outputs": (("模型", "带有这些规则的模型；输入的模型不变。"),),
     }
 
     @classmethod

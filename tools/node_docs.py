@@ -35,6 +35,22 @@ WORDS = {
 CATEGORIES_ZH = {"evaluation": "评估", "losses": "损失"}
 """Submenus that the editor has no Chinese word for; it knows loaders, conditioning, guidance and sampling."""
 
+LEADS_ZH = {
+    "angle_domain": ("由于 e / sin(theta) 与 D_c 等长，",),
+    "cfg_pp": ("取 lambda 的一步相当于普通 CFG 取如下 w 的一步：",),
+    "log_prob": ("例如：",),
+    "schedule": ("各种形状：",),
+}
+"""Module -> what leads to each of its formulas after the first, where the Chinese page has the formulas alone."""
+
+SOURCES_ZH = {
+    "classifier_post_step": "没有论文；可对照 arXiv 2105.05233 的算法 1，其梯度前有 Sigma",
+    "curve": "没有论文；逐点给出的调度，常见于各种用户界面。最佳强度取决于噪声水平，这是 arXiv 2404.07724（第 3 节）与 2404.13040 的发现",
+}
+"""Module -> where its formula comes from, where that is no paper but words."""
+
+NO_ABBREVIATION = "".join(rf"(?<!\b{word})" for word in ("al", "app", "eq", "fig", "sec"))
+
 
 def cell(text: object) -> str:
     """Text fit for a cell of a Markdown table."""
@@ -65,23 +81,31 @@ def formulas(docstring: str) -> Iterator[tuple[bool, str]]:
 
 
 def source_of(docstring: str) -> str:
-    """The sentence of a rule's module docstring that names its papers."""
+    """The sentence of a rule's module docstring that names its papers; "app." and the like do not end it."""
     [text] = re.findall(
-        r"^Reference: (.+?)(?=\.\s+[A-Z]|\.?\n(?:Space:|\n)|\.?\Z)", docstring, re.MULTILINE | re.DOTALL
+        rf"^Reference: (.+?)(?={NO_ABBREVIATION}\.\s+[A-Z]|\.?\n(?:Space:|\n)|\Z)", docstring, re.MULTILINE | re.DOTALL
     )
-    return " ".join(text.split())
+    return " ".join(text.split()).removesuffix(".")
 
 
-def formula_section(docstring: str, language: str) -> list[str]:
-    """The formulas of a rule or a sampler and where they come from; in English with all that its author says of them."""
-    lines = [f"## {WORDS[language]['formula']}", ""]
+def formula_section(docstring: str, language: str, module: str = "") -> list[str]:
+    """The formulas of a rule or a sampler and where they come from; in English with all that its author says of them.
+
+    Raises:
+        ValueError: more than one set of formulas, and no Chinese words in LEADS_ZH for the next one of ``module``.
+    """
+    lines, leads = [f"## {WORDS[language]['formula']}", ""], iter(("", *LEADS_ZH.get(module, ())))
     for is_formula, text in formulas(docstring):
         if is_formula:
+            lead = next(leads, None)
+            if lead is None:
+                raise ValueError(f"LEADS_ZH has no words for the last formula of {module or 'a module'}")
+            lines += [lead, ""] if lead and language == "zh" else []
             lines += ["```text", text, "```", ""]
         elif language == "en":
             lines += [re.sub(r" (?=(Reference|Space): )", "\n\n", text), ""]
     if language != "en":
-        lines += [f"{WORDS[language]['source']}{source_of(docstring)}", ""]
+        lines += [f"{WORDS[language]['source']}{SOURCES_ZH.get(module) or source_of(docstring)}", ""]
     return lines
 
 
@@ -113,14 +137,15 @@ def page(node_id: str, node: Any, language: str) -> str:
     lines += ["", f"## {words['outputs']}", ""] if node.RETURN_TYPES else [""]
     for i, (name, kind) in enumerate(zip(output_names(node), node.RETURN_TYPES, strict=True)):
         if chinese:
-            lines.append(f"- **{chinese['outputs'][i]}** {kind}")
+            label, tooltip = chinese["outputs"][i]
+            lines += [f"- **{label}** {kind}  ", f"  {tooltip}"]
         else:
             lines += [f"- **{name}** {kind}  ", f"  {node.OUTPUT_TOOLTIPS[i]}"]
     lines += [""] if node.RETURN_TYPES else []
     rule = getattr(node, "RULE", None)
     source = getattr(node, "FORMULAS_OF", None) if rule is None else rule.__module__
     if source is not None:
-        lines += formula_section(importlib.import_module(source).__doc__ or "", language)
+        lines += formula_section(importlib.import_module(source).__doc__ or "", language, source.rpartition(".")[2])
     lines += [words["menu"].format(node.CATEGORY, node_id), ""]
     return "\n".join(lines)
 
@@ -130,7 +155,7 @@ def translations(nodes: dict[str, Any]) -> str:
     found: dict[str, Any] = {}
     for node_id, node in nodes.items():
         inputs = {name: {"name": label, "tooltip": tip} for name, (label, tip) in node.ZH["inputs"].items()}
-        outputs = {str(i): {"name": label} for i, label in enumerate(node.ZH["outputs"])}
+        outputs = {str(i): {"name": label, "tooltip": tip} for i, (label, tip) in enumerate(node.ZH["outputs"])}
         found[node_id] = {
             "display_name": node.ZH["display_name"],
             "description": node.ZH["description"],

@@ -5,6 +5,8 @@ Node positions and sizes are the author's; slots, widget values and the API twin
 
 from __future__ import annotations
 
+import math
+import unicodedata
 import uuid
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +16,15 @@ from latent_guidance.host.schema import NodeLibrary, Schema
 
 ROW, WIDGET, TEXT = 20, 24, 100
 TEXT_KINDS = ("multiline",)
+
+
+def _room(text: str, width: float) -> int:
+    """How tall a paragraph of a note is, where characters are 14 wide if they are Chinese, else half of that."""
+    lines = 0
+    for paragraph in text.split("\n\n"):
+        length = sum(14 if unicodedata.east_asian_width(character) in "WF" else 7 for character in paragraph)
+        lines += math.ceil(length / (width - 40)) + 1
+    return lines * ROW
 
 
 @dataclass(frozen=True)
@@ -80,14 +91,15 @@ class Workflow:
         self.nodes.append(made)
         return made
 
-    def note(self, text: str, at: tuple[float, float], size: tuple[float, float], *, title: str = "Note") -> None:
-        """Add a note; Markdown."""
+    def note(self, text: str, at: tuple[float, float], size: tuple[float, float], *, title: str, chinese: str) -> None:
+        """Add a note in Markdown; ``size`` is for ``text``, and what the Chinese below it needs is added at the top."""
+        more = _room(chinese, size[0])
         self.notes.append(
             {
                 "id": len(self.nodes) + len(self.notes) + 1,
                 "type": "MarkdownNote",
-                "pos": list(at),
-                "size": list(size),
+                "pos": [at[0], at[1] - more],
+                "size": [size[0], size[1] + more],
                 "flags": {},
                 "order": 0,
                 "mode": 0,
@@ -95,7 +107,7 @@ class Workflow:
                 "outputs": [],
                 "title": title,
                 "properties": {},
-                "widgets_values": [text],
+                "widgets_values": [f"{text}\n\n{chinese}"],
                 "color": "#432",
                 "bgcolor": "#653",
             }

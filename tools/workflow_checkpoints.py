@@ -20,13 +20,14 @@ def load_own(w: Workflow, name: str, at: tuple[float, float] = (0, 430)) -> Node
     return node
 
 
-def about(w: Workflow, title: str, kind: str, text: str) -> None:
-    """The note that says which checkpoint is needed."""
+def about(w: Workflow, title: str, kind: str, text: str, chinese: str) -> None:
+    """The note that says which checkpoint is needed, in both languages."""
     w.note(
         f"## {title}\n\nChoose your **{kind}** checkpoint in *Load Checkpoint* (any one will do) and press **Run**.\n\n{text}",
         (0, 0),
         (300, 340),
         title="About this workflow",
+        chinese=f"在“加载检查点”(*Load Checkpoint*) 中选择你的 **{kind}** 检查点（任何一个都可以），然后按 **运行**。\n\n{chinese}",
     )
 
 
@@ -49,6 +50,8 @@ def sd15_scale_rules(w: Workflow) -> None:
         "SD 1.5",
         "One prompt and seed; each picture has one rule that changes the guidance scale along the way: only at middle noise levels, "
         "rising, by a curve, less where it would overshoot, or not at all once prompt and negative agree.",
+        "同一提示词与种子；每张图片有一条沿途改变引导强度的规则：只在中间的噪声水平、逐渐增强、按曲线、在会过冲处减弱，或"
+        "在正反向一致后完全停止。",
     )
     cfg = ("LGCFG", {"guidance_scale": 9.0})
     compare(
@@ -72,6 +75,8 @@ def sd15_direction_rules(w: Workflow) -> None:
         "SD 1.5",
         "One prompt and seed at a strong scale; each picture has one rule that changes the difference between prompt and negative "
         "before it is scaled, or how the two meet: projected, tangential, sliding mode, CFG-Zero*, by frequencies.",
+        "同一提示词与种子，强引导；每张图片有一条规则，在乘以强度之前改变正反向之差，或改变两者如何结合：投影、切向、滑模、"
+        "CFG-Zero*、按频率。",
     )
     cfg = ("LGCFG", {"guidance_scale": 12.0})
     compare(
@@ -95,6 +100,8 @@ def sd15_contrast_rules(w: Workflow) -> None:
         "SD 1.5",
         "One prompt and seed at a scale that burns; each picture has one rule that acts on the guided estimate: rescaled to the spread of "
         "the plain one, thresholded to its range, pushed away from its own past.",
+        "同一提示词与种子，强度大到颜色过饱和；每张图片有一条作用于引导后估计的规则：重缩放到普通估计的离散程度、按其范围"
+        "取阈值、远离自己的过去。",
     )
     cfg = ("LGCFG", {"guidance_scale": 15.0})
     compare(
@@ -116,6 +123,7 @@ def sd15_two_prompts(w: Workflow) -> None:
         "SD 1.5",
         "*Perp-Neg* takes away only what the second prompt does not share with the first; *both* asks for the two at once, with a scale "
         "for each.",
+        "*Perp-Neg* 只去掉第二个提示词与第一个不重合的部分；*both* 同时要求两者，各有强度。",
     )
     load = load_own(w, SD15)
     second = w.node(
@@ -149,6 +157,8 @@ def sd15_autoguidance(w: Workflow) -> None:
         "SD 1.5",
         "This one needs two checkpoints: a fine-tune above, and the model that it was made from below. *Autoguidance* goes from the weaker "
         "one's estimate past the better one's; it needs no negative, and takes as long as CFG. Both are in memory at once.",
+        "这个示例需要两个检查点：上面是微调模型，下面是它所基于的模型。*Autoguidance* 从较弱模型的估计出发，越过较好模型"
+        "的估计；不需要反向条件，用时与 CFG 相同。两个模型同时在内存中。",
     )
     load = load_own(w, TUNED)
     weak = load_own(w, SD15, (0, 620))
@@ -198,6 +208,8 @@ def sd15_ksampler(w: Workflow) -> None:
         "*Apply Guidance to Model* puts a chain of rules onto the model; KSampler, its `cfg` and everything else stay as they were. The "
         "interval keeps guidance to the middle noise levels, the projection and the rescaling keep colours from burning. Bypass the "
         "purple nodes to compare.",
+        "*Apply Guidance to Model*（将引导应用于模型）把规则链加到模型上；KSampler、它的 `cfg` 以及其他一切保持原样。区间"
+        "把引导限制在中间的噪声水平，投影与重缩放防止颜色过饱和。绕过紫色节点即可比较。",
     )
     _on_model(w, SD15, 512, 9.0)
 
@@ -211,6 +223,8 @@ def sdxl_ksampler(w: Workflow) -> None:
         "*Apply Guidance to Model* puts a chain of rules onto the model; KSampler, its `cfg` and everything else stay as they were. The "
         "interval keeps guidance to the middle noise levels, the projection and the rescaling keep colours from burning. Bypass the "
         "purple nodes to compare.",
+        "*Apply Guidance to Model*（将引导应用于模型）把规则链加到模型上；KSampler、它的 `cfg` 以及其他一切保持原样。区间"
+        "把引导限制在中间的噪声水平，投影与重缩放防止颜色过饱和。绕过紫色节点即可比较。",
     )
     _on_model(w, SDXL, 1024, 8.0)
 
@@ -223,6 +237,8 @@ def sdxl_guider(w: Workflow) -> None:
         "SDXL",
         "*Guider* takes the place of *CFGGuider*: the chain of rules before it says how the model is guided. CFG in a limited interval, "
         "projected so that it does not burn. Outside the interval the negative is not evaluated, which saves time.",
+        "*Guider*（引导器）取代 *CFGGuider*：它前面的规则链决定如何引导模型。这里是限定区间内的 CFG，加上投影以防颜色过饱"
+        "和。区间之外不计算反向条件，节省时间。",
     )
     load = load_own(w, SDXL)
     prompt = w.node("CLIPTextEncode", (370, 74), title="Prompt", wide=320, clip=load[1], text=PROMPT)

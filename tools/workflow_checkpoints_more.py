@@ -20,6 +20,9 @@ def sd15_weakened(w: Workflow) -> None:
         "Each picture adds one rule to a mild CFG. The network draws a second time with something taken away (*PAG*: no place sees "
         "another, *SEG*: blurred sight, *skipped*: layers, *shuffled*: places, *windows*: the whole), and the picture goes away from that: "
         "shapes hold together better. `scale` says how far; one pass more a step (*windows* one and a half).",
+        "每张图片在温和的 CFG 之上加一条规则：让网络在失去某种能力的情况下再算一次（*PAG*：看不到其他位置；*SEG*：视野模"
+        "糊；*skipped*：跳过若干层；*shuffled*：打乱位置；*windows*：看不到整体），然后远离该结果，形状更稳固。`scale` 决"
+        "定远离多少；每步多一次计算（*windows* 一次半）。",
     )
     cfg = ("LGCFG", {"guidance_scale": 4.0})
     compare(
@@ -65,6 +68,9 @@ def sd15_losses(w: Workflow) -> None:
         "*MPGD* is cheap; *DPS* goes back through the model: three times as slow at the steps at which it acts, and it needs the memory "
         "of a training step. `guidance_scale` says how hard. `decode_at` 0.5 decodes at half size, for a quarter of the VAE's time "
         "and memory.",
+        "损失说明成品画面应更接近什么：调色板、自己的镜像、只在左半边的调色板。*MPGD* 开销小；*DPS* 要反向穿过模型：起作"
+        "用的步骤慢三倍，并需要相当于一次训练步的显存。`guidance_scale` 决定力度。`decode_at` 0.5 以一半大小解码，VAE 的"
+        "时间与显存降为四分之一。",
     )
     load = load_own(w, SD15)
     common, cfg = _same(w, load)
@@ -111,6 +117,9 @@ def sd15_clip_text(w: Workflow) -> None:
         f"It also needs OpenAI's CLIP ViT-L/14: `model.safetensors` of *openai/clip-vit-large-patch14* on Hugging Face, as "
         f"`{CLIP}` in both `models/clip_vision` and `models/text_encoders`. It looks at cutouts of the decoded picture and pulls it "
         "towards *texts*; a weight below 0 pushes away: `a photograph:-1`. `crops` costs time, `guidance_scale` in *MPGD* says how hard.",
+        "还需要 OpenAI 的 CLIP ViT-L/14：Hugging Face 上 *openai/clip-vit-large-patch14* 的 `model.safetensors`，以 "
+        f"`{CLIP}` 为名放进 `models/clip_vision` 和 `models/text_encoders`。它读取解码后画面的裁块，把画面拉向 *texts*；权"
+        "重小于 0 则推离：`a photograph:-1`。`crops` 越多越慢，*MPGD* 的 `guidance_scale` 决定力度。",
     )
     load = load_own(w, SD15)
     vision = w.node("CLIPVisionLoader", (0, 620), wide=300, clip_name=CLIP)
@@ -138,6 +147,8 @@ def sd15_cfg_plus_plus(w: Workflow) -> None:
         "*DPM++ 2M* and *DDIM* under strong CFG, and their CFG++ twins, which noise the guided picture again with the noise that the "
         "negative sees. The CFG++ scale lies between 0 and 1; more steps make the same value stronger. *Guidance Report* draws what guided "
         "the last run, step by step.",
+        "*DPM++ 2M* 与 *DDIM* 在强 CFG 下的结果，以及它们的 CFG++ 版本：后者用反向条件所见的噪声为引导后的画面重新加噪。"
+        "CFG++ 的强度在 0 到 1 之间；步数越多，同一数值越强。*Guidance Report* 逐步画出最后一次采样受到了怎样的引导。",
     )
     load = load_own(w, SD15)
     common = shared(w, load, PROMPT, negative=NEGATIVE, batch=1, side=512, steps=30, own_samplers=True)
@@ -174,6 +185,8 @@ def sd3_rectified_cfg_plus_plus(w: Workflow) -> None:
         "SD3 and SD3.5 are flow models. *Rectified-CFG++* steps along the prompt's own path and corrects it by what prompt and "
         "negative say half a step ahead: three passes a step, so it has two thirds of the steps here. Its `scale` is like that of CFG "
         "less 1; its guider has no CFG.",
+        "SD3 与 SD3.5 是 flow 模型。*Rectified-CFG++* 沿提示词自身的路径前进，再按前方半步处正反向条件之差修正：每步三次"
+        "网络调用，所以这里的步数是三分之二。它的 `scale` 相当于 CFG 强度减 1；它的引导器没有 CFG。",
     )
     load = load_own(w, SD3)
     prompt = w.node("LGTextEncode", (370, 74), title="Prompt", wide=320, clip=load[1], text=PROMPT)

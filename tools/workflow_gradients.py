@@ -63,6 +63,10 @@ def compare_losses(w: Workflow) -> None:
         (0, -80),
         (300, 440),
         title="About this workflow",
+        chinese="损失说明成品画面应更接近什么；这里由 *MPGD* 在每一步遵循它，与提示词并行。*palette*：只用这些颜色。*symmetry*："
+        "与自己的镜像一致。*edges* 与 *reference*：紫色节点所画图片的轮廓与大致色彩，可在那里换成“加载图像”。*label*：由"
+        "分类器判断的一类 emoji。*both*：调色板与对称的加权和。*MPGD* 的 `guidance_scale` 决定力度：0 关闭，0.1 轻微，远"
+        "大于 0.5 时画面会散掉。",
     )
     load = emoji(w, (0, 490))
     classifier = w.node("LGLoadClassifier", (0, 640), wide=300, classifier=CHECKPOINT)
@@ -108,6 +112,10 @@ def compare_loss_rules(w: Workflow) -> None:
         (0, -80),
         (300, 440),
         title="About this workflow",
+        chinese="相同的提示词、种子与调色板，由所有遵循损失的规则引导。*MPGD* 在成品画面的估计处拉动，开销小。*DPS*、*LGD-MC* 与 "
+        "*FreeDoM* 要反向穿过扩散模型：约慢三倍，但所改变的部分与画面其余部分更协调。*Universal* 与 *TFG* 两者都做。"
+        "`scaling` 为 *relative* 时各强度单位相同：拉力占一步的比例。`every_k`、`sigma_lo`、`sigma_hi` 决定规则在哪些步起"
+        "作用；`decode_at` 0.5 让损失只看一半大小的图片，快四倍。",
     )
     load = emoji(w, (0, 490))
     common, cfg = _same(w, load)
@@ -143,6 +151,9 @@ def noisy_clip(w: Workflow) -> None:
         (0, -80),
         (300, 440),
         title="About this workflow",
+        chinese="提示词为空，扩散模型一无所知。读你文字的是一个在带噪潜变量上训练的小 CLIP，它的梯度在每一步拉动画面。它也可用于"
+        "完全不接受提示词的模型，适用于任何采样器。`guidance_scale` 1 是 CLIP 本身的判断，越大越明确，但多样性越低。"
+        "*away* 写画面不应是什么。文字须由训练该 CLIP 时所用的文本编码器编码。",
     )
     load = emoji(w, (0, 490))
     clip = w.node("LGLoadNoisyCLIP", (0, 640), wide=300, noisy_clip=CHECKPOINT)

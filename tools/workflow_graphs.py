@@ -21,6 +21,9 @@ def quickstart(w: Workflow) -> None:
         (0, 0),
         (300, 300),
         title="About this workflow",
+        chinese="按 **运行**。emoji 模型随节点包自带，无需下载。在 *Prompt* 中输入 emoji 的英文名，如 `cat face`、`person`、"
+        "`flag: France`。`cfg` 是引导强度：1 时只大致遵循提示词，3 到 5 时清晰。加载器之后都是 ComfyUI 自己的节点：这个模"
+        "型就是普通的 MODEL。",
     )
     load = _load(w, (0, 430))
     prompt = w.node("CLIPTextEncode", (370, 74), title="Prompt", wide=320, clip=load[1], text="grinning face")
@@ -48,6 +51,8 @@ def classifier_guidance(w: Workflow) -> None:
         (0, 0),
         (300, 300),
         title="About this workflow",
+        chinese="提示词为空，引导画面的是一个读取带噪潜变量的小分类器的梯度。它的标签是 emoji 的九个类别（见上文英文名），也可试 "
+        "`not Flags` 或 `Symbols:2, Objects`。`guidance_scale` 0 关闭，1 即贝叶斯公式，越大越明确，但多样性越低。",
     )
     load = _load(w, (0, 430))
     classifier = w.node("LGLoadClassifier", (0, 600), wide=300, classifier=CHECKPOINT)
@@ -81,6 +86,9 @@ def cfg_plus_classifier(w: Workflow) -> None:
         (0, 0),
         (300, 300),
         title="About this workflow",
+        chinese="一条规则链：无分类器引导使提示词清晰，只在中间的噪声水平起作用（*Limited Interval*，限定区间）；分类器同时把画面"
+        "推向一类 emoji：这里的人物会变成笑脸那样的黄色。把分类器的 `guidance_scale` 设为 0 即可看到没有它时的结果。链中"
+        "的顺序在这里无关紧要：规则按阶段起作用。",
     )
     load = _load(w, (0, 430))
     classifier = w.node("LGLoadClassifier", (0, 600), wide=300, classifier=CHECKPOINT)
@@ -119,6 +127,9 @@ def image_to_image(w: Workflow) -> None:
         (0, 0),
         (300, 300),
         title="About this workflow",
+        chinese="第一个采样器先画出图片，因此示例不需要文件；要用自己的图片，可换成“加载图像”节点（边长须为 8 的倍数）。*VAE "
+        "Encode (Posterior)* 把它编码为潜变量，第二个采样器在加入部分噪声后从它开始：`denoise` 0.5 几乎全部保留，1 则什么"
+        "都不保留。",
     )
     load = _load(w, (0, 430))
     null = w.node("LGNullConditioning", (0, 600), title="Negative: nothing said", wide=300, clip=load[1])
@@ -160,6 +171,8 @@ def compare_scales(w: Workflow) -> None:
         (0, 0),
         (300, 300),
         title="About this workflow",
+        chinese="相同的四份噪声、分类器的五种引导强度，相邻两列只有 `guidance_scale` 不同。0 时模型自由发挥；1（贝叶斯公式）时部"
+        "分图片显出该标签；再往上则全部显出，而同一列的图片越来越相似。",
     )
     load = _load(w, (0, 430))
     classifier = w.node("LGLoadClassifier", (0, 600), wide=300, classifier=CHECKPOINT)

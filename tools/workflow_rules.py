@@ -21,6 +21,8 @@ def compare_rules(w: Workflow) -> None:
         (0, 0),
         (300, 300),
         title="About this workflow",
+        chinese=f"相同的四份噪声与同一提示词，八种强引导的方式（`guidance_scale` 为 {STRONG:g}）。第一列是普通 CFG；其余各列多一条"
+        "规则，或换成另一条规则。可以改提示词、种子或规则的设置；每条规则的帮助页说明它做什么、出自哪里。",
     )
     common = shared(w, emoji(w, (0, 430)), "flag: France")
     chains: list[tuple[str, Chain]] = [
@@ -48,6 +50,10 @@ def compare_more_rules(w: Workflow) -> None:
         (0, 0),
         (300, 300),
         title="About this workflow",
+        chinese=f"相同的四份噪声与同一提示词，`guidance_scale` 为 {STRONG:g}。*schedule*（调度）与 *curve*（曲线）沿途改变强度；"
+        "*adaptive*（自适应）在正反向一致后停止引导，并省下第二次计算；*thresholded*（阈值）、*momentum*（动量）与 "
+        "*sliding mode*（滑模）改变引导对画面的作用；*angle*（角度）转动估计，而 CFG 是推动它。每条规则的帮助页说明它做什"
+        "么、出自哪里。",
     )
     common = shared(w, emoji(w, (0, 430)), "flag: France")
     chains: list[tuple[str, Chain]] = [
@@ -75,6 +81,10 @@ def compare_weakened(w: Workflow) -> None:
         (0, -80),
         (300, 440),
         title="About this workflow",
+        chinese="这些规则不需要反向提示词：让网络在失去某种能力的情况下再算一次，然后远离该结果。*PAG* 看不到其他位置，*SEG* 视野"
+        "模糊，*skipped* 跳过若干层，*shuffled* 打乱位置，*windows* 只透过小窗口。形状因此更稳固、更有对比。`scale` 决定"
+        "远离多少：0 关闭，颜色过饱和说明太大。`layers` 决定在哪些层：`middle` 温和，`all` 强烈。都可与 *CFG* 叠加，每步"
+        "多一次计算（*windows* 一次半）。",
     )
     common = shared(w, emoji(w, (0, 490)), "person", batch=2)
     chains: list[tuple[str, Chain]] = [
@@ -98,6 +108,8 @@ def compare_negatives(w: Workflow) -> None:
         (0, 0),
         (300, 300),
         title="About this workflow",
+        chinese="相同的四份噪声，第二个提示词的五种用法。作普通反向 (*negative*) 时远离它所说的一切；*Perp-Neg* 只去掉它与提示词"
+        "不重合的部分；*both* 同时要求两者，各有强度。*prompt* 与 *second prompt* 分别只用一个提示词。",
     )
     load = emoji(w, (0, 430))
     second = w.node(
@@ -148,6 +160,9 @@ def classifier_forms(w: Workflow) -> None:
         (0, 0),
         (300, 300),
         title="About this workflow",
+        chinese="相同的分类器、标签与种子。*score* 把梯度加到去噪估计上，适用于任何采样器；*eps* 是论文的算法 2，用 DDIM；*mean "
+        "shift* 是论文的算法 1，*post-step* 是教程中最简单的形式：这两种在 DDPM 步内起作用，所以规则连接到采样器。四种强"
+        "度没有共同的单位。",
     )
     load = emoji(w, (0, 430))
     classifier = w.node("LGLoadClassifier", (0, 600), wide=300, classifier=CHECKPOINT)
@@ -187,6 +202,8 @@ def from_parts(w: Workflow) -> None:
         (0, 0),
         (300, 300),
         title="About this workflow",
+        chinese="UNet、文本编码器与 VAE 分别加载：可以把其中之一换成另一个文件夹的，例如你继续训练过的解码器。*Empty Latent (Any "
+        "Ratio)* 可为任何 VAE 生成空潜变量。",
     )
     unet = w.node("LGLoadUNet", (0, 430), wide=300, checkpoint=CHECKPOINT)
     clip = w.node("LGLoadTextEncoder", (0, 580), wide=300, checkpoint=CHECKPOINT)

@@ -18,6 +18,9 @@ def compare_cfg_plus_plus(w: Workflow) -> None:
         (0, -80),
         (300, 400),
         title="About this workflow",
+        chinese="相同的提示词与种子，两种采样器在强引导下的结果，以及它们的 CFG++ 版本。CFG++ 用 *反向条件* 所见的噪声为引导后的"
+        "画面重新加噪，因此强引导也不致颜色过饱和。它的强度含义不同：在 *CFG++ scale* 中把 `guidance_scale` 设在 0（只用"
+        "反向条件）到 1 之间，这里是 0.6。步数越多，同一数值越强。*CFG scale* 则是通常的强度。",
     )
     load = emoji(w, (0, 430))
     common = shared(w, load, "cat face", own_samplers=True)
@@ -50,6 +53,9 @@ def guidance_report(w: Workflow) -> None:
         (0, -80),
         (300, 400),
         title="About this workflow",
+        chinese="提示词、区间与分类器同时作用，并给出报告：*Guider* 的 `report` 已打开，*Guidance Report* 接收采样器的潜变量。曲"
+        "线从左端的噪声起点到终点：当前强度（区间显示为方框）、正反向估计相距多远、每条规则改变了多少、分类器有多大把握。"
+        "贴着底部的曲线说明该规则没有作用：请提高强度；远高于其他曲线的规则则占了主导。",
     )
     load = emoji(w, (0, 430))
     classifier = w.node("LGLoadClassifier", (0, 600), wide=300, classifier=CHECKPOINT)

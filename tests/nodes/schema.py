@@ -104,11 +104,11 @@ def _chinese_problems(node: Any) -> list[str]:
     if lacking:
         found.append(f"Chinese and English inputs differ in {lacking}")
     if len(texts.get("outputs", ())) != len(node.RETURN_TYPES):
-        found.append("its outputs have no Chinese names")
+        found.append("its outputs have no Chinese names and tooltips")
     everything = [
         texts.get("display_name", ""),
         texts.get("description", ""),
-        *(tip for _, tip in texts.get("inputs", {}).values()),
+        *(tip for _, tip in (*texts.get("inputs", {}).values(), *texts.get("outputs", ()))),
     ]
     if not all(any("\u4e00" <= character <= "\u9fff" for character in text) for text in everything):
         found.append("a Chinese text has no Chinese in it")

@@ -25,7 +25,7 @@ def test_a_badly_described_node_is_noticed() -> None:
             "display_name": "坏",
             "description": "坏节点",
             "inputs": {},
-            "outputs": ("模型",),
+            "outputs": (("模型", "A model."),),
         }
 
         @classmethod
@@ -41,6 +41,7 @@ def test_a_badly_described_node_is_noticed() -> None:
         "out of its range",
         "neutral",
         "differ in ['scale']",
+        "no Chinese in it",
     ):
         assert part in found
 

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,8 @@ def test_the_canvas_is_readable(name: str) -> None:
     data = read(FOLDER / f"{name}.json")
     notes = [node for node in data["nodes"] if node["type"] == "MarkdownNote"]
     assert notes and len(notes[0]["widgets_values"][0]) > 100
+    english, _, chinese = notes[0]["widgets_values"][0].rpartition("\n\n")
+    assert len(re.findall("[\u4e00-\u9fff]", chinese)) > 25 and len(english) > 200
     boxes = []
     for node in data["nodes"]:
         (x, y), (width, height) = node["pos"], node["size"]

@@ -55,6 +55,21 @@ More words."""
     assert "words" not in chinese and "levels" not in chinese
 
 
+def test_an_abbreviation_does_not_end_the_source(node_docs: ModuleType) -> None:
+    assert node_docs.source_of("Reference: arXiv 1234.5678, app. D.\nSpace: D.\n") == "arXiv 1234.5678, app. D"
+    assert node_docs.source_of("A.\n\nReference: Doe et al. Title, eq. 3. More.\n") == "Doe et al. Title, eq. 3"
+    assert node_docs.source_of("Reference: none; compare others.\n") == "none; compare others"
+
+
+def test_a_second_formula_has_words_in_chinese(node_docs: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    docstring = "A rule.\n\n    a = b\n\nand so\n\n    b = a\n\nReference: arXiv 1234.5678.\n"
+    with pytest.raises(ValueError, match="no words for the last formula of twice"):
+        node_docs.formula_section(docstring, "zh", "twice")
+    monkeypatch.setitem(node_docs.LEADS_ZH, "twice", ("所以",))
+    assert "所以\n\n```text\nb = a" in "\n".join(node_docs.formula_section(docstring, "zh", "twice"))
+    assert "所以" not in "\n".join(node_docs.formula_section(docstring, "en", "twice"))
+
+
 def test_every_input_has_a_tooltip_in_both_languages() -> None:
     from latent_guidance.host.pack import load_pack
 
@@ -65,4 +80,5 @@ def test_every_input_has_a_tooltip_in_both_languages() -> None:
         for name, (_, options) in inputs.items():
             assert options["tooltip"] and translated[node_id]["inputs"][name]["tooltip"], (node_id, name)
         assert len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_TYPES) == len(translated[node_id]["outputs"]), node_id
+        assert all(output["name"] and output["tooltip"] for output in translated[node_id]["outputs"].values()), node_id
         assert node.DESCRIPTION and node.SEARCH_ALIASES, node_id
