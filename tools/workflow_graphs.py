@@ -16,13 +16,13 @@ def quickstart(w: Workflow) -> None:
     w.note(
         "## Quickstart\n\nPress **Run**. The emoji model comes with the pack; nothing is downloaded.\n\n"
         "Type the name of an emoji into *Prompt*: `cat face`, `person`, `flag: France`. `cfg` is the guidance scale: "
-        "at 1 the prompt is followed loosely, at 3 to 5 clearly.\n\nAll nodes after the loader are ComfyUI's own: the model is "
+        "at 1 names that the model knows come out already, at 2 to 4 other words do more clearly.\n\nAll nodes after the loader are ComfyUI's own: the model is "
         "an ordinary MODEL.",
         (0, 0),
         (300, 300),
         title="About this workflow",
         chinese="按 **运行**。emoji 模型随节点包自带，无需下载。在 *Prompt* 中输入 emoji 的英文名，如 `cat face`、`person`、"
-        "`flag: France`。`cfg` 是引导强度：1 时只大致遵循提示词，3 到 5 时清晰。加载器之后都是 ComfyUI 自己的节点：这个模"
+        "`flag: France`。`cfg` 是引导强度：1 时模型已知的名称即可画出，2 到 4 时其他词语更清晰。加载器之后都是 ComfyUI 自己的节点：这个模"
         "型就是普通的 MODEL。",
     )
     load = _load(w, (0, 430))
@@ -31,7 +31,7 @@ def quickstart(w: Workflow) -> None:
     size = _empty(w, (370, 410), 4)
     sampler = w.node(
         "KSampler", (760, 74), wide=280, model=load[0], positive=prompt[0], negative=null[0], latent_image=size[0],
-        seed=1, steps=STEPS, cfg=4.0, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
+        seed=1, steps=STEPS, cfg=2.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
     )  # fmt: skip
     decode = w.node("VAEDecode", (1110, 74), wide=210, samples=sampler[0], vae=load[2])
     save = w.node("SaveImage", (1110, 190), wide=420, tall=380, images=decode[0], filename_prefix="quickstart")
@@ -139,7 +139,7 @@ def image_to_image(w: Workflow) -> None:
     size = _empty(w, (370, 224), 3)
     draw = w.node(
         "KSampler", (370, 392), wide=320, model=load[0], positive=first[0], negative=null[0], latent_image=size[0],
-        seed=3, steps=STEPS, cfg=4.0, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
+        seed=3, steps=STEPS, cfg=2.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
     )  # fmt: skip
     source = w.node("VAEDecode", (370, 940), wide=320, samples=draw[0], vae=load[2])
     encode = w.node("LGVAEEncode", (760, 74), wide=320, image=source[0], vae=load[2], posterior="mode", seed=0)
@@ -148,7 +148,7 @@ def image_to_image(w: Workflow) -> None:
     )
     change = w.node(
         "KSampler", (760, 392), wide=320, model=load[0], positive=second[0], negative=null[0], latent_image=encode[0],
-        seed=4, steps=STEPS, cfg=4.0, sampler_name="dpmpp_2m", scheduler="karras", denoise=0.8,
+        seed=4, steps=STEPS, cfg=2.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=0.8,
     )  # fmt: skip
     result = w.node("VAEDecode", (760, 940), wide=320, samples=change[0], vae=load[2])
     grid = w.node(
@@ -204,8 +204,8 @@ def compare_scales(w: Workflow) -> None:
     w.group("The sheet", [grid, save], color="#88A")
 
 
-LABEL, SCALE = "Flags", 8.0
-SECOND_LABEL, SECOND_SCALE = "Smileys & Emotion", 10.0
+LABEL, SCALE = "Flags", 15.0
+SECOND_LABEL, SECOND_SCALE = "Smileys & Emotion", 15.0
 SCALES = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 GRAPHS: dict[str, Callable[[Workflow], None]] = {

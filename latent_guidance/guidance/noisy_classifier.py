@@ -84,12 +84,13 @@ class ClassifierRule(NoisyNetworkRule):
             max=1000.0,
             step=0.1,
             neutral=0.0,
-            paper_range="1 to 10",
+            paper_range="1 to 10 in papers; 15 for the emoji model",
+            paper_range_zh="论文中为 1 到 10；emoji 模型取 15",
             label_zh="引导强度",
             help="Strength of the push; 0 is off, 1 is Bayes' rule, more is clearer and less varied, below 0 steers away.",
             help_zh="推动的强度：0 关闭，1 即贝叶斯公式，越大越明确但多样性越低，负值则远离目标。",
         ),
-    ] = 5.0
+    ] = 15.0
     combine: Annotated[
         str,
         Choice(
