@@ -44,7 +44,7 @@ def _follow(w: Workflow, load: Node, text: str, y: float) -> tuple[Output, Outpu
     size = w.node("EmptyLatentImage", (0, y + 280), wide=300, width=SIDE, height=SIDE, batch_size=1)
     draw = w.node(
         "KSampler", (0, y + 440), wide=300, model=load[0], positive=prompt[0], negative=null[0], latent_image=size[0],
-        seed=1, steps=SHORT, cfg=2.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
+        seed=1, steps=SHORT, cfg=1.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
     )  # fmt: skip
     decode = w.node("VAEDecode", (0, y + 780), wide=300, samples=draw[0], vae=load[2])
     encode = w.node("LGVAEEncode", (0, y + 890), wide=300, image=decode[0], vae=load[2], posterior="mode", seed=0)

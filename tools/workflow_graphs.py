@@ -15,14 +15,16 @@ def quickstart(w: Workflow) -> None:
     """A prompt and classifier-free guidance, with nothing but core nodes after the loader."""
     w.note(
         "## Quickstart\n\nPress **Run**. The emoji model comes with the pack; nothing is downloaded.\n\n"
-        "Type the name of an emoji into *Prompt*: `cat face`, `person`, `flag: France`. `cfg` is the guidance scale: "
-        "at 1 names that the model knows come out already, at 2 to 4 other words do more clearly.\n\nAll nodes after the loader are ComfyUI's own: the model is "
-        "an ordinary MODEL.",
+        "Type the name of an emoji into *Prompt*: `cat face`, `person`, `flag: France`. The model knows its names by heart, so that "
+        "seeds differ little. `cfg` is the guidance scale: 1.5 is enough for names; other words (`blue apple`) want 2 to 4.\n\n"
+        "All nodes after the loader are ComfyUI's own: the model is an ordinary MODEL.",
         (0, 0),
         (300, 300),
         title="About this workflow",
         chinese="按 **运行**。emoji 模型随节点包自带，无需下载。在 *Prompt* 中输入 emoji 的英文名，如 `cat face`、`person`、"
-        "`flag: France`。`cfg` 是引导强度：1 时模型已知的名称即可画出，2 到 4 时其他词语更清晰。加载器之后都是 ComfyUI 自己的节点：这个模"
+        "`flag: France`。"
+        "模型熟记这些名称，因此不同种子相差不大。`cfg` 是引导强度：对这些名称 1.5 即可，其他词语（`blue apple`）可用 2 到 4。"
+        "加载器之后都是 ComfyUI 自己的节点：这个模"
         "型就是普通的 MODEL。",
     )
     load = _load(w, (0, 430))
@@ -31,7 +33,7 @@ def quickstart(w: Workflow) -> None:
     size = _empty(w, (370, 410), 4)
     sampler = w.node(
         "KSampler", (760, 74), wide=280, model=load[0], positive=prompt[0], negative=null[0], latent_image=size[0],
-        seed=1, steps=STEPS, cfg=2.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
+        seed=1, steps=STEPS, cfg=1.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
     )  # fmt: skip
     decode = w.node("VAEDecode", (1110, 74), wide=210, samples=sampler[0], vae=load[2])
     save = w.node("SaveImage", (1110, 190), wide=420, tall=380, images=decode[0], filename_prefix="quickstart")
@@ -95,7 +97,7 @@ def cfg_plus_classifier(w: Workflow) -> None:
     prompt = w.node("LGTextEncode", (370, 74), title="Prompt", wide=320, clip=load[1], text="person")
     null = w.node("LGNullConditioning", (370, 300), title="Negative: nothing said", wide=320, clip=load[1])
     size = _empty(w, (370, 410), 8)
-    cfg = w.node("LGCFG", (760, 74), wide=320, guidance_scale=2.5)
+    cfg = w.node("LGCFG", (760, 74), wide=320, guidance_scale=1.5)
     interval = w.node("LGLimitedInterval", (760, 200), wide=320, sigma_lo=0.28, sigma_hi=1000.0, rules=cfg[0])
     rule = w.node(
         "LGClassifierGuidance", (760, 350), wide=320, classifier=classifier[0], label=SECOND_LABEL, guidance_scale=SECOND_SCALE,
@@ -139,7 +141,7 @@ def image_to_image(w: Workflow) -> None:
     size = _empty(w, (370, 224), 3)
     draw = w.node(
         "KSampler", (370, 392), wide=320, model=load[0], positive=first[0], negative=null[0], latent_image=size[0],
-        seed=3, steps=STEPS, cfg=2.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
+        seed=3, steps=STEPS, cfg=1.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
     )  # fmt: skip
     source = w.node("VAEDecode", (370, 940), wide=320, samples=draw[0], vae=load[2])
     encode = w.node("LGVAEEncode", (760, 74), wide=320, image=source[0], vae=load[2], posterior="mode", seed=0)
@@ -148,7 +150,7 @@ def image_to_image(w: Workflow) -> None:
     )
     change = w.node(
         "KSampler", (760, 392), wide=320, model=load[0], positive=second[0], negative=null[0], latent_image=encode[0],
-        seed=4, steps=STEPS, cfg=2.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=0.8,
+        seed=4, steps=STEPS, cfg=1.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=0.8,
     )  # fmt: skip
     result = w.node("VAEDecode", (760, 940), wide=320, samples=change[0], vae=load[2])
     grid = w.node(

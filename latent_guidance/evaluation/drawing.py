@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from .pictures import ACCENT, INK, MUTED, PAPER, TRACK
 
-CLOSE = 0.02
-"""How far below the best share a scale may stay and still be recommended, if it is smaller."""
+NAMED = 0.8
+"""Share of names that classifier-free guidance is held to."""
 TITLES = {"raw": "Classifier, raw", "relative": "Classifier, relative", "cfg": "Classifier-free (CFG)"}
 ROWS = {"share": "share as asked", "diversity": "diversity", "distance": "distance to training set"}
 NEUTRAL = {"raw": 0.0, "relative": 0.0, "cfg": 1.0}
 
 
-def recommended(points: list[dict[str, Any]]) -> dict[str, Any]:
-    """The point of the smallest scale whose share is at most 0.02 below the best share of the curve."""
-    best = max(point["share"] for point in points)
-    return min((p for p in points if p["share"] >= best - CLOSE), key=lambda p: p["scale"])
+def recommended(points: list[dict[str, Any]], *, wanted: float, samples: int, neutral: float) -> dict[str, Any]:
+    """The point of the smallest scale that guides and is sure to reach the share ``wanted``; the best one if none does.
+
+    Sure: the share less its standard error, of ``samples`` samples a point. The ``neutral`` scale, which does not guide, is left out.
+    """
+    guiding = [point for point in points if point["scale"] != neutral]
+    reaching = [p for p in guiding if p["share"] - math.sqrt(p["share"] * (1 - p["share"]) / samples) >= wanted]
+    return min(reaching, key=lambda p: p["scale"]) if reaching else max(guiding, key=lambda p: p["share"])
 
 
-def draw_curves(curves: dict[str, Any], wanted: float | None, path: Path) -> None:
+def choices(curves: dict[str, Any], wanted: float) -> dict[str, dict[str, Any]]:
+    """The recommended point of each curve; ``wanted`` is what steering by class is held to."""
+    counts = curves["samples"]
+    held = {kind: (wanted, counts["groups"]) for kind in TITLES}
+    held["cfg"] = (NAMED, counts["names"] * counts["per_name"])
+    return {
+        kind: recommended(curves[kind], wanted=share, samples=count, neutral=NEUTRAL[kind])
+        for kind, (share, count) in held.items()
+    }
+
+
+def draw_curves(curves: dict[str, Any], wanted: float, path: Path) -> None:
     """Nine panels: share, diversity and distance over the scale of each kind of guidance.
 
     Args:
         curves: The result of `curves`.
-        wanted: The share that steering by class is held to, drawn as a line; None for none.
+        wanted: The share that steering by class is held to, drawn as a line.
         path: PNG, written under a temporary name first.
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    real = curves["real"]
+    real, chosen = curves["real"], choices(curves, wanted)
     style: dict[Any, Any] = {
         "font.size": 9.5, "axes.edgecolor": MUTED, "axes.labelcolor": INK, "text.color": INK, "xtick.color": MUTED,
         "ytick.color": MUTED, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
@@ -43,18 +59,18 @@ def draw_curves(curves: dict[str, Any], wanted: float | None, path: Path) -> Non
         for column, (kind, title) in enumerate(TITLES.items()):
             points = curves[kind]
             scales = [point["scale"] for point in points]
-            choice = recommended(points)
+            choice = chosen[kind]
             for row, (name, label) in enumerate(ROWS.items()):
                 axis = axes[row][column]
                 axis.grid(axis="y", color=TRACK, linewidth=1)
                 axis.set_axisbelow(True)
                 axis.axvline(choice["scale"], color=TRACK, linewidth=7, zorder=0.5)
-                line = {"share": wanted if kind != "cfg" else None, "diversity": real["diversity"] if kind != "cfg" else None,
+                line = {"share": wanted if kind != "cfg" else NAMED, "diversity": real["diversity"] if kind != "cfg" else None,
                         "distance": real["nearest_other"]}[name]  # fmt: skip
                 if line is not None:
                     axis.axhline(line, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
                     note = {
-                        "share": "0.9 × judge on real",
+                        "share": "0.9 × judge on real" if kind != "cfg" else "wanted",
                         "diversity": "real pictures of a group",
                         "distance": "real picture to nearest other",
                     }

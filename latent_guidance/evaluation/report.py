@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .drawing import CLOSE, TITLES, draw_curves, recommended
+from .drawing import NAMED, TITLES, choices, draw_curves
 from .parts import read_part
 from .steering import WANTED
 
@@ -29,7 +29,7 @@ def write_report(out: Path, docs: Path) -> list[Path]:
         _judge(results["judge"]),
         _classes(results["classes"], parts["classes"]["settings"]),
         _prompts(results["prompts"], parts["prompts"]["settings"]),
-        _curves(results["curves"]),
+        _curves(results["curves"], results["classes"]["wanted"]),
         _captions(results["captions"], parts["captions"]["settings"]),
     ]
     path = docs / PAGE
@@ -123,12 +123,12 @@ Mean distance to the nearest: {result["mean_distance"]:.3f}; of a real picture t
 </details>"""
 
 
-def _curves(result: dict[str, Any]) -> str:
+def _curves(result: dict[str, Any], wanted: float) -> str:
     samples, real = result["samples"], result["real"]
-    choices, tables = [], []
+    recommended, tables, chosen = [], [], choices(result, wanted)
     for kind, title in TITLES.items():
-        choice = recommended(result[kind])
-        choices.append((title, f"{choice['scale']:g}", choice["share"], choice["diversity"], choice["distance"]))
+        choice = chosen[kind]
+        recommended.append((title, f"{choice['scale']:g}", choice["share"], choice["diversity"], choice["distance"]))
         rows = [(f"{p['scale']:g}", p["share"], p["diversity"], p["distance"]) for p in result[kind]]
         tables.append(f"### {title}\n\n" + table(("scale", "share", "diversity", "distance"), rows))
     names = samples["names"] * samples["per_name"]
@@ -144,9 +144,11 @@ Distance: to the nearest reconstruction;
 of a real picture to its nearest other {real["nearest_other"]:.3f}. All distances are root mean
 squares over pixels at 64 x 64, values from 0 to 1. The same seeds at every scale; the first scale is the neutral one.
 
-Recommended: the smallest scale whose share is at most {CLOSE:g} below the best of its curve.
+Recommended: the smallest scale that guides and whose share, less its standard error, reaches {wanted:.3f} (0.9 of the judge's accuracy on
+real pictures), or {NAMED:g} of the names. Where the neutral scale reaches it too, the model knows its names without guidance; other words
+want more of it.
 
-{table(("guidance", "recommended scale", "share", "diversity", "distance"), choices)}
+{table(("guidance", "recommended scale", "share", "diversity", "distance"), recommended)}
 
 <details><summary>All points</summary>
 

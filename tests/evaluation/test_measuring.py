@@ -148,13 +148,17 @@ def test_samples_are_judged_against_the_group_that_was_asked_for(bench: Bench, m
     assert result["unguided"]["total_variation"] == pytest.approx(0.5)
 
 
-def test_the_smallest_scale_close_to_the_best_is_recommended() -> None:
-    def points(*shares: float) -> list[dict[str, Any]]:
-        return [{"scale": scale, "share": share} for scale, share in enumerate(shares)]
+def test_the_smallest_scale_that_is_sure_to_reach_what_is_wanted_is_recommended() -> None:
+    """Of 100 samples, a share of 0.8 has a standard error of 0.04."""
 
-    assert recommended(points(0.1, 0.5, 0.89, 0.9, 0.7))["scale"] == 2
-    assert recommended(points(0.1, 0.5, 0.87, 0.9, 0.7))["scale"] == 3
-    assert recommended(points(0.9, 0.9))["scale"] == 0
+    def chosen(*shares: float, samples: int = 100) -> float:
+        points = [{"scale": scale, "share": share} for scale, share in enumerate(shares)]
+        return recommended(points, wanted=0.75, samples=samples, neutral=0)["scale"]
+
+    assert chosen(0.1, 0.5, 0.8, 0.9, 0.7) == 2
+    assert chosen(0.1, 0.5, 0.78, 0.9, 0.7) == 3 and chosen(0.1, 0.5, 0.78, 0.9, 0.7, samples=10_000) == 2
+    assert chosen(0.9, 0.9, 0.95) == 1, "the neutral scale guides nothing"
+    assert chosen(0.9, 0.5, 0.6, 0.4) == 2, "none reaches it: the best"
 
 
 def test_a_table_escapes_what_would_break_it() -> None:
