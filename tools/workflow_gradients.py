@@ -88,7 +88,7 @@ def compare_losses(w: Workflow) -> None:
         rows.append(_mpgd(w, title, [loss], y, load, cfg, scale))
         y += 400
     both = w.node("LGLossSum", (760, y), wide=320, loss_1=made["palette"], loss_2=made["symmetry"])
-    rows.append(_mpgd(w, "both", [both], y, load, cfg, 0.4))
+    rows.append(_mpgd(w, "both", [both], y, load, cfg, 0.15))
     plain: Row = ("prompt alone", [], cfg[0])
     sheet(w, _sampled(w, common, [plain, *rows]), w.name, x=2400)
     common.group(w, [cfg])
