@@ -103,10 +103,23 @@ def load_checkpoint(
     )
 
 
-def load_vae(path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> VAE:
-    """Load the VAE of a checkpoint folder or of its ``vae/`` folder."""
+def load_vae(
+    path: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, shifted: bool = False
+) -> VAE:
+    """Load the VAE of a checkpoint folder or of its ``vae/`` folder.
+
+    Args:
+        path: The folder.
+        device: Where the network goes.
+        dtype: What it computes in.
+        shifted: Whether the caller takes :attr:`VAE.shift_factor` off latents before it scales them; if not, a VAE that has one is
+            refused.
+
+    Raises:
+        UserError: The folder is not whole, or its config is of no VAE that can be used.
+    """
     folder = component_folder(path, "vae")
-    config = read_vae_config(folder)
+    config = read_vae_config(folder, shifted=shifted)
 
     def trial(vae: VAE) -> None:
         side = 4 * vae.spatial_ratio

@@ -128,17 +128,25 @@ _NETWORKS = {
 }
 
 
-def check_vae_config(config: Mapping[str, Any], path: Path) -> None:
+def check_vae_config(config: Mapping[str, Any], path: Path, *, shifted: bool = False) -> None:
     """Refuse what is no AutoencoderKL for RGB pictures, and latents that are more than multiplied by a factor.
 
     Args:
         config: of diffusers' AutoencoderKL.
         path: where it comes from; named in errors.
+        shifted: whether the caller minds a ``shift_factor`` that is taken off first (SD3, Flux); otherwise it is refused.
 
     Raises:
         UserError: A field is missing or out of its range; or a shift, a mean or a standard deviation per channel.
     """
-    for name in ("shift_factor", "latents_mean", "latents_std"):
+    shift = config.get("shift_factor")
+    if shifted and shift is not None and not (is_number(shift) and abs(shift) <= 1e6):
+        raise UserError(
+            f"{path} describes a VAE with shift_factor {shown(shift)}",
+            expected="a number",
+            mend="use the config that came with the weights",
+        )
+    for name in ("latents_mean", "latents_std") if shifted else ("shift_factor", "latents_mean", "latents_std"):
         if config.get(name):
             raise UserError(
                 f"{path} describes a VAE with {name} {shown(config[name])}",
@@ -170,10 +178,10 @@ def check_text_config(config: Mapping[str, Any], path: Path) -> None:
         raise _unfit("text encoder", path, config, "num_attention_heads", f"a divisor of {config['hidden_size']}")
 
 
-def read_vae_config(folder: Path) -> dict[str, Any]:
-    """``folder/config.json``, checked; the other readers likewise."""
+def read_vae_config(folder: Path, *, shifted: bool = False) -> dict[str, Any]:
+    """``folder/config.json``, checked (``shifted``: see :func:`check_vae_config`); the other readers likewise."""
     config = read_json(folder / "config.json")
-    check_vae_config(config, folder / "config.json")
+    check_vae_config(config, folder / "config.json", shifted=shifted)
     return config
 
 

@@ -39,6 +39,11 @@ class VAE:
         return float(self.network.config["scaling_factor"])
 
     @property
+    def shift_factor(self) -> float:
+        """What is taken off latents before they are scaled: 0 but for those of SD3 and Flux."""
+        return float(self.network.config.get("shift_factor") or 0.0)
+
+    @property
     def latent_channels(self) -> int:
         """Channels of a latent."""
         return int(self.network.config["latent_channels"])

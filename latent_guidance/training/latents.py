@@ -21,7 +21,7 @@ class LatentSet:
     """The latents of an image folder, scaled to unit variance.
 
     Attributes:
-        mean: (N, C, h, w) posterior means times the scaling factor.
+        mean: (N, C, h, w) posterior means, less the shift factor, times the scaling factor.
         std: (N, C, h, w) posterior standard deviations times the scaling factor.
         texts: N captions.
         classes: (N,) int64 indices into ``labels``.
@@ -108,7 +108,7 @@ def encode_folder(
             write_safetensors(cache, tensors, dtype=torch.float32, metadata={"fingerprint": mark})
     factor = vae.scaling_factor
     return LatentSet(
-        mean=tensors["mean"] * factor,
+        mean=(tensors["mean"] - vae.shift_factor) * factor,
         std=tensors["std"] * factor,
         texts=data.texts,
         classes=data.classes,

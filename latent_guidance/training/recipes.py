@@ -133,7 +133,7 @@ def train_classifier(
 
     if by not in ("group", "subgroup"):
         raise UserError(f"by = {by!r}", expected='"group" or "subgroup"', mend="choose one of them")
-    vae = load_vae(checkpoint, device=device)
+    vae = load_vae(checkpoint, device=device, shifted=True)
     sets = _latent_sets(vae, _pictures(pictures), runs)
     if by == "subgroup":
         sets = [latents.by_subgroup() for latents in sets]
@@ -143,6 +143,7 @@ def train_classifier(
         latent_space=latent_space_of(checkpoint),
         latent_channels=vae.latent_channels,
         scaling_factor=vae.scaling_factor,
+        shift_factor=vae.shift_factor,
         log_snr_range=LOG_SNR_RANGE,
     )
     settings = LoopSettings(

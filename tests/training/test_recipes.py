@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from latent_guidance.errors import UserError
-from latent_guidance.models.checkpoint import load_text_encoder, load_unet, load_vae
+from latent_guidance.models.checkpoint import load_classifier, load_text_encoder, load_unet, load_vae
 from latent_guidance.models.classifier import ClassifierConfig
 from latent_guidance.models.tiny import make_tiny_checkpoint
 from latent_guidance.models.vae import VAE
+from latent_guidance.training import recipes
 from latent_guidance.training.classifier import (
     ClassifierRecipe,
     accuracy_by_noise,
@@ -338,3 +341,34 @@ def test_classifier_recipe_learns_and_loses_by_noise(tmp_path: Path) -> None:
     accuracy = accuracy_by_noise(classifier, latents, log_snrs=(-14.0, 5.0), chosen=held_out(200))
     assert accuracy[5.0] > 0.9
     assert accuracy[-14.0] < 0.85
+
+
+def test_a_classifier_of_shifted_latents_says_so(pictures: Path, tmp_path: Path) -> None:
+    """Those of SD3 and Flux: (z - shift) * scale is what it learns from, and what its config says."""
+    plain = make_tiny_checkpoint(tmp_path / "plain")
+    shifted = tmp_path / "shifted"
+    shutil.copytree(plain / "vae", shifted / "vae")  # nothing but the VAE
+    config = shifted / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "shift_factor": 0.25}))
+    with pytest.raises(UserError, match=r"shift_factor 0\.25"):
+        load_vae(shifted)
+    vae = load_vae(shifted, shifted=True)
+    ours = encode_folder(vae, pictures, progress=False)
+    theirs = encode_folder(load_vae(plain), pictures, progress=False)
+    torch.testing.assert_close(ours.mean, theirs.mean - 0.25 * vae.scaling_factor)
+    assert torch.equal(ours.std, theirs.std)
+    for size in (128, 160):
+        for path in shutil.copytree(pictures, tmp_path / "data" / str(size)).rglob("*.png"):
+            Image.open(path).resize((size, size)).save(path)
+    recipes.train_classifier(shifted, tmp_path / "runs", pictures=tmp_path / "data", steps=1)
+    made = load_classifier(shifted).config
+    assert made.shift_factor == 0.25 and made.scaling_factor == pytest.approx(vae.scaling_factor)
+
+
+@pytest.mark.parametrize("shift", ["much", float("nan"), True])
+def test_a_shift_that_is_no_number_is_refused(tmp_path: Path, shift: object) -> None:
+    folder = make_tiny_checkpoint(tmp_path / "tiny")
+    config = folder / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "shift_factor": shift}))
+    with pytest.raises(UserError, match="shift_factor"):
+        load_vae(folder, shifted=True)
