@@ -40,7 +40,10 @@ def main() -> None:
     for name, (_, text) in PARTS.items():
         app.command(name, help=text)(command((name,)))
     app.command("all", help="Measure every part.")(command(tuple(PARTS)))
-    app.command("report", help="Draw DOCS/emoji_curves.png and write DOCS/EMOJI.md from the parts in OUT.")(_report)
+    app.command(
+        "report",
+        help="Draw DOCS/emoji_curves.png and DOCS/emoji_captions.jpg and write DOCS/EMOJI.md from the parts in OUT.",
+    )(_report)
     app.command("rules", help=RULES_HELP)(rules_command())
     app.command("rules-report", help=RULES_REPORT_HELP)(_rules_report)
     try:

@@ -11,11 +11,11 @@ from .drawing import NAMED, TITLES, choices, draw_curves
 from .parts import read_part
 from .steering import WANTED
 
-PICTURE, PAGE = "emoji_curves.png", "EMOJI.md"
+PICTURE, CAPTIONS, PAGE = "emoji_curves.png", "emoji_captions.jpg", "EMOJI.md"
 
 
 def write_report(out: Path, docs: Path) -> list[Path]:
-    """Write ``docs``/emoji_curves.png and ``docs``/EMOJI.md from the parts in ``out``; returns their paths.
+    """Write ``docs``/emoji_curves.png, ``docs``/emoji_captions.jpg and ``docs``/EMOJI.md from the parts in ``out``; returns their paths.
 
     Raises:
         UserError: A part was not measured.
@@ -32,11 +32,22 @@ def write_report(out: Path, docs: Path) -> list[Path]:
         _curves(results["curves"], results["classes"]["wanted"]),
         _captions(results["captions"], parts["captions"]["settings"]),
     ]
+    _copy_page(out / results["captions"]["page"], docs / CAPTIONS)
     path = docs / PAGE
     partial = path.with_name(f".partial.{path.name}")
     partial.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     os.replace(partial, path)
-    return [docs / PICTURE, path]
+    return [docs / PICTURE, docs / CAPTIONS, path]
+
+
+def _copy_page(page: Path, to: Path) -> None:
+    """A page of samples as JPEG, under a temporary name first."""
+    from PIL import Image
+
+    partial = to.with_name(f".partial.{to.name}")
+    with Image.open(page) as picture:
+        picture.convert("RGB").save(partial, quality=85)
+    os.replace(partial, to)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -167,6 +178,10 @@ def _captions(result: dict[str, Any], settings: dict[str, Any]) -> str:
 {len(rows)} captions, {settings["seeds"]} seeds each, classifier-free guidance at {settings["cfg_scale"]:g}.
 Mean distance to the nearest training picture {result["mean_distance"]:.3f};
 of a real picture to its nearest other {result["real_to_nearest_other"]:.3f}.
+Nothing measures how well they are met: look. A small model that has seen a few thousand pictures puts known colours and faces on known
+shapes at best, and otherwise draws something that it knows.
+
+![the captions]({CAPTIONS})
 
 <details><summary>Each caption</summary>
 

@@ -60,6 +60,8 @@ def test_all_parts_are_measured_once_and_reported(
     page = (tmp_path / "docs" / "EMOJI.md").read_text()
     share = parts["prompts"]["result"]["named"]
     assert f"**{share:.3f}**" in page and "| reds |" in page and "blue apple" in page
+    with Image.open(tmp_path / "docs" / "emoji_captions.jpg") as captions:
+        assert captions.width > 100
     with Image.open(tmp_path / "docs" / "emoji_curves.png") as plot:
         assert plot.width > 1000
 

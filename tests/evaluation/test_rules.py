@@ -82,6 +82,7 @@ def test_rows_are_measured_with_the_defaults_or_say_why_not() -> None:
                     own[name].check(value, row.key)
     first = {row.rule: row for row in reversed(ROWS) if row.rule}
     assert [row.key for row in ROWS if row.rule and first[row.rule] is row and row.settings] == [
+        "cfg",
         "threshold",
         "post-step",
     ]
