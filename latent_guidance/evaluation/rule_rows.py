@@ -174,7 +174,7 @@ def _reference(shop: Shop, ask: Ask) -> dict[str, Any]:
 _PLAIN, _STRONG = (CFG(),), (CFG(guidance_scale=STRONG),)
 _AGAINST_STRONG = f"it is against too strong guidance: beside CFG at {STRONG:g}"
 _LAMBDA = "under CFG++ the scale is the paper's lambda, from 0 to 1"
-_group = partial(Row, task=GROUP, sockets=_classifier, knob="guidance_scale", values=(2.0, 5.0, 10.0, 20.0))
+_group = partial(Row, task=GROUP, sockets=_classifier, knob="guidance_scale", values=(5.0, 10.0, 15.0, 30.0))
 _loss = partial(Row, task=PICTURE, sockets=_reference, knob="guidance_scale", values=(0.05, 0.1, 0.2, 0.5))
 
 ROWS: tuple[Row, ...] = (
