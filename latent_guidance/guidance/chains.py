@@ -48,6 +48,11 @@ def check_chain(rules: Sequence[Rule]) -> None:
             )
 
 
+def combining_anew(rules: Sequence[Rule]) -> list[str]:
+    """Display names of the rules that, in a node of their own, combine the branches again."""
+    return [rule.node.name for rule in rules if rule.stage in (Stage.SCALE, Stage.BRANCHES, Stage.COMBINE)]
+
+
 def check_order(first: Sequence[Rule], then: Sequence[Rule]) -> None:
     """Refuse rules of two nodes, of which the later would do away with what the earlier has done.
 
@@ -62,7 +67,7 @@ def check_order(first: Sequence[Rule], then: Sequence[Rule]) -> None:
         UserError: such rules.
     """
     done = [rule.node.name for rule in first if rule.stage in (Stage.POST, Stage.GRADIENT)]
-    anew = [rule.node.name for rule in then if rule.stage in (Stage.SCALE, Stage.BRANCHES, Stage.COMBINE)]
+    anew = combining_anew(then)
     if done and anew:
         raise UserError(
             f"{' and '.join(anew)} in a node that acts after {' and '.join(done)}: prompt and negative would be combined anew, and what "

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ....latent_guidance.errors import UserError
 from ....latent_guidance.guidance.base import Stage
+from ....latent_guidance.guidance.chains import combining_anew
 from ....latent_guidance.guidance.latents import Latents
 
 log = logging.getLogger("latent_guidance")
@@ -79,7 +80,7 @@ def warn_if_distilled(model: comfy.model_patcher.ModelPatcher, rules: Sequence[A
 
 def warn_if_combined_anew(model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any], before: Sequence[Any]) -> None:
     """Log a warning where rules combine the branches again after other nodes' hooks ``before``, whose work is then lost."""
-    anew = [rule.node.name for rule in rules if rule.stage in (Stage.SCALE, Stage.BRANCHES, Stage.COMBINE)]
+    anew = combining_anew(rules)
     if anew and before:
         log.warning(
             "%s combines prompt and negative anew, so what a node before it does after their combination (PAG, SAG, Mahiro ...) has no "
