@@ -128,4 +128,4 @@ def _fingerprint(vae: VAE, data: ImageFolder, *, flip: bool) -> str:
 
 def weights_mark(*networks: nn.Module) -> str:
     """What tells trained networks from others: the sum of their weights' magnitudes, to seven digits."""
-    return f"{sum(float(p.double().abs().sum()) for network in networks for p in network.parameters()):.6e}"
+    return f"{sum(float(p.detach().double().abs().sum()) for network in networks for p in network.parameters()):.6e}"

@@ -131,7 +131,9 @@ def test_samples_inside_and_outside_the_window_are_told_apart(denoiser: Any) -> 
     levels = torch.tensor([2.0, 4.0])
     out = Guider(denoiser, [rule])(noisy(), levels, words(1))
     plain = Guider(denoiser, [])(noisy(), levels, words(1))
-    assert torch.equal(out[1], plain[1]) and (out[0] - plain[0]).abs().max() > 1e-3
+    # its batch holds one more pass, so the network rounds otherwise: equal to rounding, not bit by bit
+    torch.testing.assert_close(out[1], plain[1], rtol=0, atol=1e-5)
+    assert (out[0] - plain[0]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("rule_class", RULES)

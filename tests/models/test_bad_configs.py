@@ -78,21 +78,23 @@ def test_a_field_is_named(
 NASTY = [None, "x" * 10**5, -1, 0, 10**9, 10**400, math.nan, [], [[1]], {}, True]
 
 
+@pytest.mark.parametrize("value", NASTY, ids=[repr(value)[:12] for value in NASTY])
 @pytest.mark.parametrize("component", LOADERS)
-def test_whatever_stands_in_a_config_it_is_a_user_error_or_loads(tiny_copy: Callable[[], Path], component: str) -> None:
+def test_whatever_stands_in_a_config_it_is_a_user_error_or_loads(
+    tiny_copy: Callable[[], Path], component: str, value: object
+) -> None:
     folder = tiny_copy()
     path = folder / component / "config.json"
     good = json.loads(path.read_text())
     refused = 0
     for field in good:
-        for value in NASTY:
-            path.write_text(json.dumps({**good, field: value}))
-            try:
-                LOADERS[component](folder)
-            except UserError as error:
-                assert len(str(error)) < 2000
-                refused += 1
-    assert refused > 5 * len(good)
+        path.write_text(json.dumps({**good, field: value}))
+        try:
+            LOADERS[component](folder)
+        except UserError as error:
+            assert len(str(error)) < 2000
+            refused += 1
+    assert refused > 0.4 * len(good)
 
 
 @pytest.fixture
