@@ -4,12 +4,14 @@
 
 PYTHON is that ComfyUI's own. Networks of full size without weights (on the device "meta", so in little memory) are called once with a
 graph, and the bytes that autograd keeps are counted: each storage once, the network's own parameters not. Attention is counted as a fused
-kernel's: what goes in and what comes out. nodes/runtime/comfy/memory.py has the largest ratios as GRAPH and DECODED.
+kernel's: what goes in and what comes out. nodes/runtime/comfy/memory.py has the largest ratios as GRAPH and DECODED; for a CLIP, which
+ComfyUI estimates nothing for, it is the numbers kept for each token, layer and number of width: KEPT of picture_clips.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +117,7 @@ def main() -> None:
     import comfy.model_management  # type: ignore[import-not-found]
     import comfy.supported_models  # type: ignore[import-not-found]
     import torch
+    from comfy.clip_model import CLIPVisionModelProjection  # type: ignore[import-not-found]
     from comfy.ldm.flux.model import FluxParams  # type: ignore[import-not-found]
     from comfy.ldm.models.autoencoder import AutoencoderKL  # type: ignore[import-not-found]
 
@@ -142,6 +145,16 @@ def main() -> None:
         latent = torch.empty(1, 4, 64, 64).requires_grad_()
     # ComfyUI's estimate of this VAE (VAE.memory_used_decode)
     report("the VAE at 512 pixels", kept(lambda: vae.decode(latent), vae), 2178 * 64 * 64 * 64 * 4)
+
+    for name, file in (("CLIP-L", "clip_vision_config_vitl.json"), ("CLIP-H", "clip_vision_config_h.json")):
+        config = json.loads((comfyui / "comfy" / file).read_text("utf-8"))
+        with meta:
+            clip = CLIPVisionModelProjection(config, torch.float32, meta, comfy.ops.disable_weight_init)
+            picture = torch.empty(1, 3, config["image_size"], config["image_size"]).requires_grad_()
+        clip.requires_grad_(False)
+        graph = kept(lambda: clip(pixel_values=picture, intermediate_output=-2), clip)  # noqa: B023
+        tokens, width = clip.vision_model.embeddings.position_embedding.weight.shape
+        report(f"{name}, a picture", graph, tokens * width * config["num_hidden_layers"] * 4)
 
 
 main()

@@ -24,6 +24,21 @@ format = model.get_model_object("latent_format")
 classifier = classifier_for(latents("checkpoint", 4, float(format.scale_factor)))
 
 
+class Looking:
+    """A CLIP that says what its graph takes, and nothing else."""
+
+    network, image_size, mean, std = None, 8, (0.5,) * 3, (0.5,) * 3
+
+    def graph_used(self, pictures):
+        return pictures * 1000.0 * unit
+
+    def text_features(self, texts):
+        return torch.nn.functional.one_hot(torch.arange(len(texts)), 3).float()
+
+    def image_features(self, pictures):
+        return torch.nn.functional.normalize(pictures.flatten(2).mean(dim=2), dim=1)
+
+
 class Sum:
     """A loss in any space that counts how often it is asked, and interrupts ComfyUI at its ``stop``-th time."""
 
@@ -63,6 +78,11 @@ def loaded(action):
     return list(loads)
 
 
+def by_clip(crops):
+    loss = call("LGLossCLIPText", clip=Looking(), texts="a", crops=crops)[0]
+    return call("LGMPGD", loss=loss, vae=vae, rules=cfg(2.0))[0]
+
+
 def mpgd(space, **more):
     return call("LGMPGD", loss=Sum(space), vae=vae, rules=cfg(2.0), **more)[0]
 
@@ -79,6 +99,8 @@ result["reserved"] = {
     "a leaf, latents": loaded(lambda: stage.ours(mpgd("latent")))[0],
     "a leaf, pictures": loaded(lambda: stage.ours(mpgd("picture")))[0],
     "a leaf, half pictures": loaded(lambda: stage.ours(mpgd("picture", decode_at=0.5)))[0],
+    "a leaf, 3 cutouts": loaded(lambda: stage.ours(by_clip(3)))[0],
+    "a leaf, 30 cutouts": loaded(lambda: stage.ours(by_clip(30)))[0],
     "a leaf, in tiles": loaded(lambda: large.ours(mpgd("picture", decode_tile=16)))[0],
     "on a model, pictures": loaded(
         lambda: stage.core(

@@ -1,6 +1,6 @@
 """Runs inside ComfyUI (see inside.py): a CLIP on decoded pictures, of an open_clip folder and of a CLIP_VISION with its CLIP."""
 
-# ruff: noqa: ANN001, ANN201
+# ruff: noqa: ANN001, ANN201, ANN202
 import importlib.util
 import json
 import tempfile
@@ -62,6 +62,23 @@ def slope(loss, network):
     return abs(seen / length - 1)
 
 
+def kept(picture_clip):
+    """The bytes that autograd keeps of looking at two pictures, as a part of what is reserved for them."""
+    network, side = picture_clip.network, picture_clip.image_size
+    gradients.normal_parameters_(network)
+    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    storages = {}
+
+    def keep(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        picture_clip.image_features(torch.rand(2, 3, side, side).requires_grad_())
+    total = sum(t.untyped_storage().nbytes() for place, t in storages.items() if place not in own)
+    return total / picture_clip.graph_used(2)
+
+
 def follow(name, picture_clip):
     """What following a text by ``picture_clip`` does, by a rule at the estimate and by one through the UNet."""
     options = dict(distance="spherical", crops=3, smallest_crop=0.5, mirror=True, seed=1)
@@ -77,6 +94,7 @@ def follow(name, picture_clip):
         result[f"{name} {node}: again"] = far(guided, sampled(chain[0]))
         result[f"{name} {node}: another seed"] = far(guided, elsewhere)
     result[f"{name}: slope"] = slope(loss, picture_clip.network)
+    result[f"{name}: kept"] = kept(picture_clip)
     result[f"{name}: managed"] = any(
         loaded.is_clone(picture_clip.patcher) for loaded in comfy.model_management.loaded_models()
     )

@@ -50,6 +50,15 @@ def test_decoding_with_a_gradient_reserves_what_the_vae_says_it_needs(measured: 
         assert 0.99 * wanted <= more <= wanted + size * measured["unit"], name
 
 
+def test_a_loss_by_a_clip_reserves_the_graph_of_the_cutouts_that_go_through_it_together(
+    measured: dict[str, Any],
+) -> None:
+    pictures = measured["reserved"]["a leaf, pictures"]["least"]
+    for crops, together in ((3, 3), (30, 8)):
+        more = measured["reserved"][f"a leaf, {crops} cutouts"]["least"] - pictures
+        assert more == pytest.approx(1000 * together * measured["unit"], rel=0.01), crops
+
+
 def test_what_two_nodes_reserve_adds_up(measured: dict[str, Any]) -> None:
     """And does not multiply: the passes' graphs, and once what is decoded."""
     more = measured["reserved"]["two nodes"]["least"] - measured["reserved"]["through"]["least"]

@@ -193,6 +193,11 @@ class CLIPText(ReadyLoss):
         """The CLIP."""
         return (self.clip,)
 
+    def graph_used(self) -> float:
+        """Bytes that looking at one picture takes with a graph, as far as the CLIP says: of the cutouts that go through it together."""
+        used = getattr(self.clip, "graph_used", None)
+        return 0.0 if used is None else float(used(min(self.crops, AT_ONCE)))
+
     def at_step(self, index: int | None) -> CLIPTextAtStep:
         """The loss by the cutouts of the step ``index``."""
         return CLIPTextAtStep(self, index)

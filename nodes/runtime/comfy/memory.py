@@ -14,6 +14,7 @@ import comfy.patcher_extension
 import comfy.sampler_helpers
 
 from ....latent_guidance.guidance.loss_rule import LossRule
+from ....latent_guidance.guidance.losses.base import parts_of
 
 GRAPH = 21
 GRAPHS = {"SD15": 10, "SD3": 7}
@@ -47,15 +48,21 @@ def graph_shape(model: Any, shape: Sequence[int], conds: Mapping[str, Any], rule
         entries = sum(len(entries) for entries in conds.values()) + weakened * len(conds.get("positive", ()))
         batch *= graph_factor(model) * max(1, entries)
     unit = float(model.memory_required([1, *rest]))
-    decoding = max((_decoding(rule, tuple(shape)) for rule in rules), default=0.0)  # one after the other
-    return [batch + (math.ceil(decoding / unit) if unit > 0 else 0), *rest]
+    looking = max((_looking(rule, tuple(shape)) for rule in rules), default=0.0)  # one after the other
+    return [batch + (math.ceil(looking / unit) if unit > 0 else 0), *rest]
 
 
-def _decoding(rule: Any, shape: tuple[int, ...]) -> float:
-    """Bytes for what a rule decodes at once with a graph, of latents of ``shape`` (B, C, h, w); 0 for rules that do not."""
+def _looking(rule: Any, shape: tuple[int, ...]) -> float:
+    """Bytes for the pictures that a rule looks at, of latents of ``shape`` (B, C, h, w); 0 for rules that look at none.
+
+    What the VAE decodes at once with a graph, and with that the graphs of the networks that look at it, as far as they say.
+    """
     at_once = rule.decoded_at_once(shape) if isinstance(rule, LossRule) else None
-    used = None if at_once is None else getattr(rule.vae, "memory_used", None)
-    return 0.0 if used is None else DECODED * float(used(at_once))
+    if at_once is None:
+        return 0.0
+    used = getattr(rule.vae, "memory_used", None)
+    graphs = [getattr(part, "graph_used", None) for _, part in parts_of(rule.loss)]
+    return (0.0 if used is None else DECODED * float(used(at_once))) + sum(graph() for graph in graphs if graph)
 
 
 def reserve(model: Any, rules: Sequence[Any], key: str) -> None:

@@ -21,6 +21,9 @@ from .model import WholeModelPatcher
 
 NEAR_IDENTITY = 1e-3
 """A projection that differs from the identity by less than this in every entry was never trained."""
+KEPT = 16
+"""Numbers that a CLIP's image side keeps for the way back, for each token, layer and number of width: 15.1 in CLIP-L, 10.3 in CLIP-H,
+counted by benchmarks/comfyui_graphs.py, and some of 1 for the pass itself."""
 _MEND = (
     "load the CLIP from a file that holds its projection (clip_l.safetensors, or CLIP-G of SDXL) and belongs to the CLIP "
     "Vision; or use Load Picture CLIP with an open_clip folder"
@@ -44,6 +47,12 @@ class OpenCLIPHandle:
         """Unit vectors (B, E) of normalised pictures (B, 3, image_size, image_size)."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         return self._loaded.image_features(pictures)
+
+    def graph_used(self, pictures: int) -> float:
+        """Bytes that looking at so many ``pictures`` at once takes with a graph; 0, for not known, of a ResNet."""
+        visual: Any = getattr(self.network, "visual", None)
+        layers = getattr(getattr(visual, "transformer", None), "resblocks", ())
+        return _graph_used(getattr(visual, "positional_embedding", None), len(layers), pictures)
 
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (N, E) of texts."""
@@ -82,6 +91,13 @@ class CLIPVisionHandle:
             projected = self.network(pixel_values=pixels, intermediate_output=-2)[2]
         return functional.normalize(projected.float(), dim=1)
 
+    def graph_used(self, pictures: int) -> float:
+        """Bytes that looking at so many ``pictures`` at once takes with a graph."""
+        tower: Any = getattr(self.network, "vision_model", None)
+        embedding = getattr(getattr(tower, "embeddings", None), "position_embedding", None)
+        layers = getattr(getattr(tower, "encoder", None), "layers", ())
+        return _graph_used(getattr(embedding, "weight", None), len(layers), pictures)
+
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (N, E) of texts, read as CLIP Text Encode reads them; of long ones the first 75 tokens count."""
         features: list[Tensor] = []
@@ -99,6 +115,11 @@ class CLIPVisionHandle:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CLIPVisionHandle:
         return self  # ComfyUI deep-copies options; a network is never copied by accident
+
+
+def _graph_used(positions: Any, layers: int, pictures: int) -> float:
+    """Bytes of the graph of a transformer in fp32 with an embedding (tokens, width) of positions; 0 without one."""
+    return KEPT * 4.0 * positions.numel() * layers * pictures if isinstance(positions, Tensor) else 0.0
 
 
 @contextmanager
