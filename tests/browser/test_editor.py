@@ -11,6 +11,7 @@ import pytest
 
 WAIT = 240_000
 """Milliseconds for the page and for a run on a slow machine; both end far earlier on a quick one."""
+SCROLLS = 30
 SETTINGS = {
     "Comfy.TutorialCompleted": True,
     "Comfy.InstalledVersion": "1.0.0",
@@ -68,7 +69,14 @@ class Editor:
         """Load one of the pack's workflows from the template browser."""
         self.page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         self.page.get_by_text("latent_guidance", exact=True).first.click()
-        self.page.locator(f"[data-testid=template-workflow-{name}]").first.click()
+        card = self.page.locator(f"[data-testid=template-workflow-{name}]").first
+        self.page.locator("[data-testid^=template-workflow-]").first.hover()
+        for _ in range(SCROLLS):  # further cards come when the last is near, in the order of the server's disk
+            if card.count():
+                break
+            self.page.mouse.wheel(0, 2000)
+            self.page.wait_for_timeout(1000)
+        card.click()
         self.page.wait_for_function("() => window.app.graph.nodes.some((node) => node.type.startsWith('LG'))")
 
     def run(self) -> dict[str, Any]:
