@@ -17,6 +17,7 @@ learning rate falls to nothing at that time; such a run depends on the machine's
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 REPORT_LEVELS = (-5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0, 7.0)
 """log-SNRs at which the accuracy of networks on noisy latents is reported."""
+
+ON_NOISY_LATENTS = {"weight_decay": 0.1, "ema_decay": 0.998}
+"""Settings of the loop for networks that could learn the pictures by heart: classifier and CLIP."""
 
 
 def make_emoji(folder: Path | None = None) -> Path:
@@ -146,15 +150,8 @@ def train_classifier(
         shift_factor=vae.shift_factor,
         log_snr_range=LOG_SNR_RANGE,
     )
-    settings = LoopSettings(
-        steps=steps,
-        learning_rate=learning_rate,
-        minutes=minutes,
-        seed=seed,
-        weight_decay=0.1,
-        ema_decay=0.998,
-        device=device,
-    )
+    settings = LoopSettings(steps=steps, learning_rate=learning_rate, minutes=minutes, seed=seed, device=device)
+    settings = replace(settings, **ON_NOISY_LATENTS)
     classifier = train_classifier_network(
         sets, runs / name, config=config, settings=settings, recipe=ClassifierRecipe(batch=batch)
     )
@@ -199,15 +196,8 @@ def train_clip(
         text_width=encoder.width,
         text_encoder=f"that of {latent_space_of(checkpoint)}",
     )
-    settings = LoopSettings(
-        steps=steps,
-        learning_rate=learning_rate,
-        minutes=minutes,
-        seed=seed,
-        weight_decay=0.1,
-        ema_decay=0.998,
-        device=device,
-    )
+    settings = LoopSettings(steps=steps, learning_rate=learning_rate, minutes=minutes, seed=seed, device=device)
+    settings = replace(settings, **ON_NOISY_LATENTS)
     clip = train_clip_network(
         sets,
         encoder,
