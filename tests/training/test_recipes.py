@@ -229,6 +229,26 @@ def test_a_new_run_can_start_from_a_checkpoint(tmp_path: Path) -> None:
         train_unet(latents, tmp_path / "other", settings=settings, recipe=UNET, start_from=tiny, progress=False)
 
 
+def test_what_the_unet_command_is_given_reaches_its_recipe(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[LoopSettings, UNetRecipe]] = []
+
+    def stop(*_: Any, settings: LoopSettings, recipe: UNetRecipe, **__: Any) -> None:
+        seen.append((settings, recipe))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "train_unet_network", stop)
+    tiny = make_tiny_checkpoint(tmp_path / "tiny")
+    shutil.copytree(pictures, tmp_path / "data" / "128")
+    options = {"batch": 3, "time_power": 0.7, "drop": 0.5, "steps": 7, "decay": 0.5, "muon": False, "seed": 4}
+    with pytest.raises(KeyboardInterrupt):
+        recipes.train_unet(tiny, tmp_path / "runs", pictures=tmp_path / "data", **options)
+    [(settings, recipe)] = seen
+    for name, value in options.items():
+        assert getattr(recipe if hasattr(recipe, name) else settings, name) == value
+
+
 def test_captions_of_every_kind() -> None:
     plain = _synthetic(count=3)
     kinds = captions(plain)
