@@ -143,8 +143,8 @@ class Process(ABC):
 
         In both processes that step is x_next = r x + (1 - r) denoised with r = sigma_next / sigma, so this is step / (1 - r). Rules
         whose papers add something to x_{t-1} go through here. A DDPM or ancestral step (eta = 1) ends 1 + s' / s times as far, with
-        s = sigma / alpha before and s' after it (almost twice in a run of many steps), and a CFG++ step, in which eps does not follow
-        the estimate, alpha_next / (1 - r) times as far.
+        s = sigma / alpha before and s' after it (almost twice in a run of many steps; about 1 + eta**2 times at an eta between), and a
+        CFG++ step, in which eps does not follow the estimate, alpha_next / (1 - r) times as far.
 
         Args:
             step: (B, ...), what is to be added to the next x.

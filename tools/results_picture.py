@@ -16,7 +16,7 @@ from latent_guidance.guidance import CFG, ClassifierGuidance, Guider, Rule
 from latent_guidance.models.checkpoint import Checkpoint, emoji_folder, load_checkpoint
 from latent_guidance.models.unet import network_denoiser
 from latent_guidance.noise import SeededNoise
-from latent_guidance.samplers import sample_dpmpp_2m
+from latent_guidance.samplers import sample_dpmpp_2m, sample_dpmpp_2m_sde
 from latent_guidance.step_grids import step_grid
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "results.jpg"
@@ -32,8 +32,10 @@ def draw(checkpoint: Checkpoint, prompt: str, rules: list[Rule], seeds: list[int
     cond, null = (checkpoint.text_encoder.encode(text)[0] for text in (prompt, ""))
     guider = Guider(denoiser, rules, uncond=null)
     sigmas = step_grid(denoiser.schedule, "karras", STEPS)
-    x = SeededNoise(seeds).initial((len(seeds), 4, 16, 16)) * (1 + sigmas[0] ** 2).sqrt()
-    latents = sample_dpmpp_2m(guider, x, sigmas, cond)
+    noise = SeededNoise(seeds)
+    x = noise.initial((len(seeds), 4, 16, 16)) * (1 + sigmas[0] ** 2).sqrt()
+    sample = sample_dpmpp_2m if prompt else sample_dpmpp_2m_sde
+    latents = sample(guider, x, sigmas, cond, noise_sampler=noise)
     return ((checkpoint.vae.decode(latents / checkpoint.vae.scaling_factor) + 1) / 2).movedim(1, -1)
 
 

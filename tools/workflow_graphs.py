@@ -49,12 +49,14 @@ def classifier_guidance(w: Workflow) -> None:
         "## Classifier guidance\n\nThe prompt is empty. What steers the picture is the gradient of a small classifier that "
         "reads the noisy latents. Its labels are the groups of emoji: `Smileys & Emotion`, `People & Body`, `Animals & Nature`, "
         "`Food & Drink`, `Travel & Places`, `Activities`, `Objects`, `Symbols`, `Flags`. Try also `not Flags`, or "
-        "`Symbols:2, Objects`.\n\n`guidance_scale` 0 is off, 1 is Bayes' rule, more is clearer and less varied.",
+        "`Symbols:2, Objects`.\n\n`guidance_scale` 0 is off, 1 is Bayes' rule, more is clearer and less varied. "
+        "Samplers that add noise at each step, such as `dpmpp_2m_sde`, draw cleaner pictures from an empty prompt.",
         (0, 0),
         (300, 300),
         title="About this workflow",
         chinese="提示词为空，引导画面的是一个读取带噪潜变量的小分类器的梯度。它的标签是 emoji 的九个类别（见上文英文名），也可试 "
-        "`not Flags` 或 `Symbols:2, Objects`。`guidance_scale` 0 关闭，1 即贝叶斯公式，越大越明确，但多样性越低。",
+        "`not Flags` 或 `Symbols:2, Objects`。`guidance_scale` 0 关闭，1 即贝叶斯公式，越大越明确，但多样性越低。"
+        "提示词为空时，每步加噪的采样器（如 `dpmpp_2m_sde`）画得更干净。",
     )
     load = _load(w, (0, 430))
     classifier = w.node("LGLoadClassifier", (0, 600), wide=300, classifier=CHECKPOINT)
@@ -65,7 +67,7 @@ def classifier_guidance(w: Workflow) -> None:
     )
     guider = w.node("LGGuider", (760, 74), wide=280, model=load[0], positive=null[0], rules=rule[0])
     noise = w.node("LGSeededNoise", (760, 230), wide=280, seed=1, batch_size=8)
-    sampler = w.node("KSamplerSelect", (760, 390), wide=280, sampler_name="dpmpp_2m")
+    sampler = w.node("KSamplerSelect", (760, 390), wide=280, sampler_name="dpmpp_2m_sde")
     sigmas = w.node("BasicScheduler", (760, 500), wide=280, model=load[0], scheduler="karras", steps=STEPS, denoise=1.0)
     decode = _sample(w, 1110, 74, load, guider[0], noise[0], sampler[0], sigmas[0], size[0])
     save = w.node("SaveImage", (1110, 480), wide=520, tall=330, images=decode[0], filename_prefix="classifier_guidance")

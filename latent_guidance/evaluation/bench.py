@@ -21,20 +21,22 @@ from ..models.checkpoint import load_checkpoint
 from ..models.files import read_safetensors, write_safetensors
 from ..models.unet import network_denoiser
 from ..noise import SeededNoise
-from ..samplers import sample_dpmpp_2m
+from ..samplers import sample_dpmpp_2m, sample_dpmpp_2m_sde
 from ..step_grids import step_grid
 from ..training.data import ImageFolder, load_image_folder, to_signed
 from .parts import Say, fingerprint
 
 SMALL, LARGE = "128", "160"
 """Folders of the real pictures: as the model draws them, and larger for the judge's crops."""
+FROM_NOTHING = sample_dpmpp_2m_sde
+"""By which pictures are made from the empty prompt, steered or not: the noise of its steps lets later ones mend what earlier ones drew."""
 AT_ONCE = 64
 """Pictures that go through the VAE together."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and how much of it. ``grid`` names a step grid; the sampler is DPM-Solver++(2M)."""
+    """What is measured, and how much of it. ``grid`` names a step grid; the sampler is DPM-Solver++(2M), or :data:`FROM_NOTHING`."""
 
     steps: int = 30
     grid: str = "karras"
@@ -133,7 +135,13 @@ class Bench:
     def settings(self, **more: Any) -> dict[str, Any]:
         """Settings that every sampled part depends on, and ``more``."""
         common = {"model": self.model_mark, "pictures": self.pictures_mark, "steps": self.plan.steps}
-        return {**common, "grid": self.plan.grid, "sampler": "dpmpp_2m", "seed": self.plan.seed, **more}
+        return {
+            **common,
+            "grid": self.plan.grid,
+            "sampler": f"dpmpp_2m, {FROM_NOTHING.__name__} from nothing",
+            "seed": self.plan.seed,
+            **more,
+        }
 
     @cached_property
     def large(self) -> Tensor:
@@ -226,10 +234,14 @@ class Bench:
         vae = self.checkpoint.vae
         return torch.cat([to_bytes(vae.decode(part / vae.scaling_factor)) for part in latents.split(AT_ONCE)])
 
+    def from_nothing(self, seeds: Sequence[int], rules: Sequence[Rule] = ()) -> Tensor:
+        """Pictures from the empty prompt, one per seed."""
+        return self.sample([""] * len(seeds), seeds, rules, sampler=FROM_NOTHING)
+
     def by_classifier(self, label: str, seeds: Sequence[int], *, scale: float, scaling: str = "raw") -> Tensor:
         """Pictures from the empty prompt, steered to ``label``, one per seed."""
         rule = ClassifierGuidance(classifier=self.classifier, label=f'"{label}"', guidance_scale=scale, scaling=scaling)
-        return self.sample([""] * len(seeds), seeds, [rule])
+        return self.from_nothing(seeds, [rule])
 
     def by_prompt(self, prompts: Sequence[str], seeds: Sequence[int], *, scale: float | None = None) -> Tensor:
         """Pictures from prompts with classifier-free guidance, one per prompt and seed."""

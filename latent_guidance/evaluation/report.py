@@ -64,7 +64,8 @@ def _head(settings: dict[str, Any]) -> str:
     return f"""# The bundled emoji model, measured
 
 Measured by `python -m latent_guidance.evaluation all`, written by `python -m latent_guidance.evaluation report`; nothing is typed by hand.
-Samples: DPM-Solver++(2M), {settings["steps"]} steps on the {settings["grid"]} grid,
+Samples: DPM-Solver++(2M), from the empty prompt its form for the SDE (DPM++ 2M SDE),
+{settings["steps"]} steps on the {settings["grid"]} grid,
 one seed per sample (from {settings["seed"]}), fp32.
 Model `{settings["model"]}` (SHA-256 of its files, first twelve digits)."""
 

@@ -62,6 +62,7 @@ from ..samplers import (
     sample_dpmpp_2m_cfg_pp,
     sample_rectified_cfg_pp,
 )
+from .bench import FROM_NOTHING
 
 if TYPE_CHECKING:
     from .rule_shop import Ask, Shop
@@ -174,7 +175,9 @@ def _reference(shop: Shop, ask: Ask) -> dict[str, Any]:
 _PLAIN, _STRONG = (CFG(),), (CFG(guidance_scale=STRONG),)
 _AGAINST_STRONG = f"it is against too strong guidance: beside CFG at {STRONG:g}"
 _LAMBDA = "under CFG++ the scale is the paper's lambda, from 0 to 1"
-_group = partial(Row, task=GROUP, sockets=_classifier, knob="guidance_scale", values=(5.0, 10.0, 15.0, 30.0))
+_group = partial(
+    Row, task=GROUP, sockets=_classifier, sampler=FROM_NOTHING, knob="guidance_scale", values=(5.0, 10.0, 15.0, 30.0)
+)
 _loss = partial(Row, task=PICTURE, sockets=_reference, knob="guidance_scale", values=(0.05, 0.1, 0.2, 0.5))
 
 ROWS: tuple[Row, ...] = (
@@ -230,14 +233,17 @@ ROWS: tuple[Row, ...] = (
         key="noisy-clip", task=TEXT, rule=NoisyCLIPGuidance, sockets=_noisy_clip, needs="noisy_clip", knob="guidance_scale",
         values=(2.0, 5.0, 10.0, 20.0),
     ),
-    Row(key="plain-group", task=GROUP, title="No guidance, empty prompt"),
+    Row(key="plain-group", task=GROUP, title="No guidance, empty prompt", sampler=FROM_NOTHING),
     _group(key="classifier", rule=ClassifierGuidance),
     _group(key="mean-shift", rule=ClassifierMeanShift, sampler=sample_ddpm),
     _group(
         key="post-step", rule=ClassifierPostStep, sampler=sample_ddpm, settings={"guidance_scale": 0.2},
         why="the most that its help says to try; its scale compares with no other form's", values=(0.05, 0.1, 0.2, 0.5),
     ),
-    Row(key="log-prob", task=GROUP, rule=LogProbGuidance, sockets=_log_prob, knob="guidance_scale", values=(0.1, 0.2, 0.5)),
+    Row(
+        key="log-prob", task=GROUP, rule=LogProbGuidance, sockets=_log_prob, sampler=FROM_NOTHING, knob="guidance_scale",
+        values=(0.1, 0.2, 0.5),
+    ),
     Row(key="plain-picture", task=PICTURE, title="No guidance, empty prompt"),
     _loss(key="mpgd", rule=MPGD),
     _loss(key="dps", rule=DPS),

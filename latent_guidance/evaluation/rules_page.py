@@ -101,7 +101,8 @@ real pictures, and trained without a tenth of them on {found["held_out"]["real"]
     return f"""# Guidance rules on the bundled emoji model
 
 Measured by `python -m latent_guidance.evaluation rules`, written by `python -m latent_guidance.evaluation rules-report`; nothing is typed
-by hand. DPM-Solver++(2M) where no other sampler is named, {settings["steps"]} steps on the {settings["grid"]} grid, fp32, seeds from
+by hand. Where no other sampler is named, DPM-Solver++(2M), by group its form for the SDE (DPM++ 2M SDE);
+{settings["steps"]} steps on the {settings["grid"]} grid, fp32, seeds from
 {settings["seed"]}, the same for every rule. Model `{settings["model"]}` (SHA-256 of its files, first twelve digits).
 
 ![one row per rule, the same prompts and seeds in the columns]({PICTURES})

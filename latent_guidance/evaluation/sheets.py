@@ -84,7 +84,7 @@ def measure_pages(bench: Bench) -> dict[str, Any]:
         for number in range(plan.page_seeds):
             seeds = bench.seeds(plan.page, block=UNGUIDED_BLOCK + number)
             note = f"seeds from {seeds[0]}"
-            page(f"unguided-{number}", bench.sample([""] * plan.page, seeds), "Unguided, empty prompt", note)
+            page(f"unguided-{number}", bench.from_nothing(seeds), "Unguided, empty prompt", note)
             for k, label in enumerate(bench.labels):
                 seeds = bench.seeds(plan.page, block=GROUPS_BLOCK + 1000 * k + number)
                 pictures = bench.by_classifier(label, seeds, scale=plan.classifier_scale)

@@ -46,7 +46,7 @@ def measure_classes(bench: Bench, judge: Judge, on_real: dict[str, Any]) -> dict
                 "judged": distribution(verdicts, labels),
             }
         count = plan.per_group * len(labels)
-        unguided = judge.verdicts(bench.sample([""] * count, bench.seeds(count, block=BASE_BLOCK)))
+        unguided = judge.verdicts(bench.from_nothing(bench.seeds(count, block=BASE_BLOCK)))
         base, real = distribution(unguided, labels), distribution(bench.data.classes, labels)
         mean = sum(group["as_asked"] for group in groups.values()) / len(groups)
         wanted = WANTED * on_real["mean_of_groups"]

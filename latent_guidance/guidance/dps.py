@@ -1,16 +1,16 @@
 r"""DPS: a loss's gradient with respect to x, through the denoiser.
 
-    x_{t-1} -= zeta / sqrt(L(D)) * grad_{x_t} L(D(x_t))                                 (paper, eq. 15-16 and Algorithm 1)
+    x_{t-1} -= zeta / sqrt(L(D)) * grad_{x_t} L(D(x_t))                                 (paper, Algorithm 1)
     D -= s sigma^2 / alpha * grad_x L(D(x))                                             (score form)
 
-Reference: arXiv 2209.14687, Algorithm 1 (zeta_i = zeta' / ||y - A(x0)||); the score form is its eq. 11, where L(D) = -log p(y | x0 = D)
-stands for -log p(y | x), which is biased wherever the posterior of x0 has a width (see tests/guidance/test_x0_oracles.py for how much on
-a Gaussian).
+Reference: arXiv 2209.14687, Algorithm 1 with appendix C.2 (zeta_i = zeta' / ||y - A(x0)||); the score form is its eq. 11, where L(D) = -log
+p(y | x0 = D) stands for -log p(y | x), which is biased wherever the posterior of x0 has a width (see tests/guidance/test_x0_oracles.py for
+how much on a Gaussian).
 Space: x in VP coordinates. Scaling *paper* is the first form, with the loss in the place of ||y - A(x0)||^2, and adds to D what makes an
 Euler or DDIM (eta = 0) step end zeta / sqrt(L) grad L lower, exactly (see ``Process.step_to_denoised_shift`` for other samplers: under the
-paper's own, DDPM's, it ends up to twice as far). With L = c ||r||^2 that is 2 sqrt(c) zeta' grad ||r||; the authors' code takes
-zeta' grad ||r||, so its scale is this one's times 2 sqrt(c): 2 for a sum of squares. *score* is the second form, which is right for a loss
-that is a negative log-likelihood, and for every sampler.
+paper's own, DDPM's, it ends up to twice as far). With L = c ||r||^2 that is 2 sqrt(c) zeta' grad ||r||; the authors' code takes zeta' grad
+||r||, so its scale is this one's times 2 sqrt(c): 2 for a sum of squares. *score* is the second form, which is right for a loss that is a
+negative log-likelihood, and for every sampler.
 
 The gradient passes through everything that made the guided estimate: all branches, and the rules before GRADIENT.
 """

@@ -3,13 +3,15 @@ r"""FreeDoM: an energy's gradient with respect to x, through the denoiser, with 
     x_{t-1} -= rho_t * grad_{x_t} E(D(x_t))
     rho_t = rho sqrt(alpha_bar_t),  or  rho ||w (eps_c - eps_u)|| / ||grad E|| * 0.2    (code of the authors)
 
-Reference: arXiv 2303.09833, Algorithm 1 and eq. 14; rho_t is left open there ("learning rate"), the two forms are those of the
-authors' code for pixel models (with sqrt(alpha_bar)) and for Stable Diffusion (by the size of the CFG correction); E there is the norm of
-a residual, not its square. Its time travel is a sampler's option (recurrence), not part of the rule.
+Reference: arXiv 2303.09833, Algorithm 1 and eq. 14; rho_t is left open there ("learning rate"), the two forms are those of the authors'
+code for pixel models (with sqrt(alpha_bar)) and for Stable Diffusion (by the size of the CFG correction; 0.08 in the place of 0.2 for
+poses); a third, by the size of eps, it has for texts on pixel models. E there is the norm of a residual, not its square, and it samples
+with eta = 0.5 or 1, under which a step ends farther (``Process.step_to_denoised_shift``). Its time travel is a sampler's option
+(recurrence), not part of the rule.
 Space: x in VP coordinates. What is added to D makes an Euler or DDIM (eta = 0) step end rho_t grad E lower, exactly: divided by 1 -
 sigma_next / sigma.
-Deviation: norms are per sample (the authors' code takes them over the batch), and without a negative estimate the correction form
-adds nothing.
+Deviation: norms are per sample (the authors' code takes them over the batch), and without a negative estimate the correction form adds
+nothing.
 """
 
 from __future__ import annotations

@@ -3,17 +3,18 @@ r"""MPGD: a loss's gradient at the denoised estimate as a leaf, without a pass b
     x0 = D - c grad_D L(D)
     x_next = sqrt(alpha_bar_next) x0 + sqrt(1 - alpha_bar_next) eps(x)                  (DDIM, eta = 0)
 
-Reference: arXiv 2311.16424, Algorithm 1 with eq. 9 (the shortcut), and Algorithm 3 for latent diffusion (MPGD-LDM), where D is a latent
-and L looks at what the VAE decodes of it.
-Space: the denoised estimate. In the paper's step eps stays that of the unguided estimate, so that the next x moves by
-alpha_next c grad L; scaling *raw* adds to D what makes an Euler or DDIM (eta = 0) step end there: c grad L * alpha_next / (1 -
-sigma_next / sigma), exactly (for other samplers see ``Process.step_to_denoised_shift``; under CFG++ *estimate* is the paper's step).
-*estimate* moves D itself by c grad L, and eps with it: the limit of the former on the last step, and the same for every sampler and
-step count.
+Reference: arXiv 2311.16424, Algorithm 1 with eq. 9 (the shortcut), and Algorithm 3 for latent diffusion (MPGD-LDM), where D is a latent and
+L looks at what the VAE decodes of it.
+Space: the denoised estimate. In the paper's step eps stays that of the unguided estimate, so that the next x moves by alpha_next c grad L;
+scaling *raw* adds to D what makes an Euler or DDIM (eta = 0) step end there: c grad L * alpha_next / (1 - sigma_next / sigma), exactly (for
+other samplers see ``Process.step_to_denoised_shift``; under CFG++ *estimate* is the paper's step). *estimate* moves D itself by c grad L,
+and eps with it: the limit of the former on the last step, and the same for every sampler and step count.
 
 Deviation: the paper's projections for pixel-space models (MPGD-AE, MPGD-Z: gradients kept on the manifold by an autoencoder) have no
-counterpart here, since x is a latent already; that is the paper's own argument for MPGD-LDM.
-Its c is a constant here; the authors' code scales it with the size of the CFG correction or of the gradient.
+counterpart here, since x is a latent already; that is the paper's own argument for MPGD-LDM. Its c is a constant here; the authors' code
+divides it by sqrt(alpha_bar_next) and by the root mean square of the gradient, or scales it with the CFG correction, and for Stable
+Diffusion and CLIP takes a norm for the loss and the posterior mean of DDPM for the step. It samples with eta = 0.5 or 1, so that its
+strengths do not carry over.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ nothing of the network but that it takes smaller latents, and works on every kin
 
 In ComfyUI a positive conditioning with areas, masks, ControlNets or GLIGEN boxes is refused: they mean places of the whole picture.
 
-Reference: arXiv 2411.10257 (version 3 for the mask), as in the authors' code (HHU-MMBS/swg_bmvc2025_official, sample_edm2.py): 2 x 2
-windows of 5/8 of each side, s from 0.2 (FID) to 1.1 (Frechet DINOv2), masked.
+Reference: arXiv 2411.10257 (version 3 for the mask), as in the authors' code (HHU-MMBS/swg_bmvc2025_official, edm2/sample_edm2.py): 2 x 2
+windows of 5/8 of each side, s from 0.2 (FID) to 1.1 (Frechet DINOv2), masked. Beside CFG the windows see the prompt and the mask stays, as
+in their diffusion/models.py for DiT; in sample_edm2.py they are then without a label, and nothing is masked.
 Space: any affine one (D, eps and v give the same result); computed in D.
 Deviations: size is a share of each side, so latents need not be square. The authors' stride is rounded down, and where it does not divide
 the room their last windows stop short of the border and leave NaN there; here the windows spread evenly up to both borders. Windows that

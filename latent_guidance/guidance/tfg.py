@@ -5,15 +5,16 @@ r"""TFG: the unified form of training-free guidance, of which MPGD, FreeDoM, LGD
     x_{t-1} = Sample(x_t, x0, t) + delta_t / sqrt(alpha_t) + sqrt(alpha_bar_{t-1}) delta_0
     log f~(x0) = log 1/n sum_i exp(-l(x0 + gamma sqrt(1 - alpha_bar_t) z_i))            (implicit dynamics)
 
-with alpha_t = alpha_bar_t / alpha_bar_{t-1}, and rho_t, mu_t constant over a run, or in proportion to alpha_t (*increase*) or 1 -
-alpha_t (*decrease*), with the knob as their mean.
+with alpha_t = alpha_bar_t / alpha_bar_{t-1}, and rho_t, mu_t constant over a run, or in proportion to alpha_t (*increase*) or 1 - alpha_t
+(*decrease*), with the knob as their mean.
 
 Reference: arXiv 2409.15761, Algorithm 1, eq. 5-7 and sec. 4.1 (schedules); its N_recur is a sampler's option (recurrence).
-Space: x in VP coordinates and x0. What is added to D makes an Euler or DDIM (eta = 0) step end where the algorithm does, exactly: what
-the next x gains, divided by 1 - sigma_next / sigma. Settings: mean_scale 0 and gamma 0 is FreeDoM's form, guidance_scale 0 and one
-iteration is MPGD (raw). With scaling *relative* the variance part is guidance_scale times as long as x - D, and each iteration
-mean_scale times. Deviation: the draws z_i are shared by a batch; gradients are clipped by the knob clip, off by default (the authors'
-code clips for molecules alone).
+Space: x in VP coordinates and x0. What is added to D makes an Euler or DDIM (eta = 0) step end where the algorithm does, exactly: what the
+next x gains, divided by 1 - sigma_next / sigma. Settings, with scaling raw and gamma 0: mean_scale 0 is FreeDoM's form; guidance_scale 0,
+one iteration and schedule constant is MPGD (raw). With scaling *relative* the variance part is guidance_scale times as long as x - D, and
+each iteration mean_scale times. Deviations: the draws z_i are shared by a batch and by the repeats of a step under recurrence; rho and mu
+follow one schedule (the authors' code has one for each); gradients are clipped by the knob clip, off by default (the authors' code clips
+for molecules alone). The authors sample with eta = 1 (``Process.step_to_denoised_shift``).
 """
 
 from __future__ import annotations

@@ -3,12 +3,11 @@ r"""Universal guidance: a step through the denoiser, and steps of gradient desce
     eps += s sqrt(1 - alpha_bar) grad_{x_t} l(D(x_t))                                   (forward)
     delta = m steps of gradient descent on l(D + delta), from 0;     D += delta         (backward)
 
-Reference: arXiv 2302.07121, Algorithm 1 with eq. 6 (forward), eq. 7 and 9 (backward: eps -= sqrt(alpha_bar / (1 - alpha_bar))
-delta, which is D += delta). Its
-per-step self-recurrence is a sampler's option.
+Reference: arXiv 2302.07121, Algorithm 1 with eq. 6 and s(t) = s sqrt(1 - alpha_bar) as in sec. 4 (forward), eq. 7 and 9 (backward: eps -=
+sqrt(alpha_bar / (1 - alpha_bar)) delta, which is D += delta). Its per-step self-recurrence is a sampler's option.
 Space: forward in eps (VP coordinates), the score form; backward in the denoised estimate, with eps following. Both start from the unguided
-estimate, as in the algorithm; plain gradient descent, as in the paper's text (the authors' code takes Adam, and starts the descent from the
-estimate after the forward part).
+estimate, as in the algorithm; plain gradient descent, as in the paper's text (the authors' code takes Adam, starts the descent from the
+estimate after the forward part, clamps it, and has none for Stable Diffusion: m = 0).
 
 With scaling *relative* the forward part is guidance_scale times as long as x - D, and every step of descent step_size times.
 """
