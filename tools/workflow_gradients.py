@@ -162,7 +162,7 @@ def noisy_clip(w: Workflow) -> None:
     null = w.node("LGNullConditioning", (370, 74), title="No prompt", wide=320, clip=load[1])
     size = w.node("EmptyLatentImage", (370, 184), wide=320, width=SIDE, height=SIDE, batch_size=4)
     noise = w.node("LGSeededNoise", (370, 390), wide=320, seed=1, batch_size=4)
-    sampler = w.node("KSamplerSelect", (370, 550), wide=320, sampler_name="dpmpp_2m")
+    sampler = w.node("KSamplerSelect", (370, 550), wide=320, sampler_name="dpmpp_2m_sde")
     sigmas = w.node("BasicScheduler", (370, 660), wide=320, model=load[0], scheduler="karras", steps=STEPS, denoise=1.0)
     common = Shared(load, null, null, size, noise, sampler, sigmas)
     pictures: list[tuple[str, Output]] = []
