@@ -83,6 +83,7 @@ def test_rows_are_measured_with_the_defaults_or_say_why_not() -> None:
     first = {row.rule: row for row in reversed(ROWS) if row.rule}
     assert [row.key for row in ROWS if row.rule and first[row.rule] is row and row.settings] == [
         "cfg",
+        "perp-neg",
         "threshold",
         "post-step",
     ]
@@ -131,7 +132,7 @@ def test_every_row_runs_and_counts_the_passes_that_its_chain_computes(
     )
 
 
-def test_rules_differ_from_their_baseline_and_two_that_are_one_do_not(
+def test_rules_differ_from_their_baseline_and_a_sampler_from_another(
     measured_bench: tuple[Bench, dict[str, Any]],
 ) -> None:
     bench, _ = measured_bench
@@ -142,7 +143,9 @@ def test_rules_differ_from_their_baseline_and_two_that_are_one_do_not(
             return picture.tobytes()
 
     strips = {row.key: strip(row.key) for row in ROWS}
-    assert strips["plain-picture"] == strips["plain-group"], "the empty prompt with the same seeds"
+    assert strips["plain-picture"] != strips["plain-group"], (
+        "the empty prompt with the same seeds, without and with noise"
+    )
     for row in ROWS:
         if row.rule and row.key not in ("cfg", "log-prob"):
             assert strips[row.key] != strips[BASELINES[row.task]], row.key
