@@ -29,7 +29,7 @@ def test_a_sample_is_the_same_alone_and_in_any_batch(bench: Bench) -> None:
 
 def test_the_label_steers_and_a_neutral_scale_does_not(bench: Bench) -> None:
     seeds = bench.seeds(2)
-    plain = bench.sample(["", ""], seeds)
+    plain = bench.from_nothing(seeds)
     assert torch.equal(bench.by_classifier("reds", seeds, scale=0.0), plain)
     reds, blues = (bench.by_classifier(label, seeds, scale=300.0) for label in bench.labels)
     assert not near(reds, plain) and not near(reds, blues)

@@ -139,7 +139,7 @@ def test_samples_are_judged_against_the_group_that_was_asked_for(bench: Bench, m
         return torch.tensor([255, 0, 0], dtype=torch.uint8).reshape(1, 3, 1, 1).expand(2, 3, 32, 32)
 
     monkeypatch.setattr(bench, "by_classifier", red)
-    monkeypatch.setattr(bench, "sample", lambda prompts, seeds: red().repeat(2, 1, 1, 1))
+    monkeypatch.setattr(bench, "from_nothing", lambda seeds: red().repeat(2, 1, 1, 1))
     (bench.out / FILE).write_bytes(b"judge")
     on_real = {"mean_of_groups": 0.8, "by_group": {"reds": 1.0, "blues": 0.6}}
     result = steering.measure_classes(bench, Judge(), on_real)  # type: ignore[arg-type]

@@ -137,7 +137,7 @@ def test_they_need_no_file_and_no_luck(name: str) -> None:
     kinds = {node["class_type"] for node in prompt.values()}
     assert "LoadImage" not in kinds
     for node in prompt.values():
-        assert node["inputs"].get("sampler_name", "euler") in {"euler", "heun", "dpmpp_2m", "ddim"}
+        assert node["inputs"].get("sampler_name", "euler") in {"euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "ddim"}
         assert node["inputs"].get("checkpoint", "emoji") == "emoji"
 
 
