@@ -29,9 +29,10 @@ asks of the same one.
 
 It may have ``check_latents(latents)`` and ``check_shape(shape)``, which raise UserError before the first step: for another model's latents,
 or for latents of a shape (B, ...) that it cannot look at. It may have a ``name`` for messages, ``networks() -> tuple`` of handles with a
-``.network`` (and in ComfyUI a ``.patcher``, so that the network is loaded and freed with the model), and ``parts() -> [(weight, loss),
-...]`` if it is a sum of others, each in its own space. Whatever is wrong with what it answers is said by name: another shape than (B,), or
-a tensor that autograd knows nothing of.
+``.network`` (and in ComfyUI a ``.patcher``, so that the network is loaded and freed with the model), ``graph_used() -> float`` with the
+bytes that its graph of one picture takes, which ComfyUI then reserves beside the VAE's, and ``parts() -> [(weight, loss), ...]`` if it is a
+sum of others, each in its own space. Whatever is wrong with what it answers is said by name: another shape than (B,), or a tensor that
+autograd knows nothing of.
 Where its value or its gradient is not finite, that sample goes unguided for that step, with a warning.
 """
 
