@@ -13,13 +13,16 @@ from torch import Tensor
 from latent_guidance.errors import UserError
 from latent_guidance.guidance import CFG, RULES, GuidanceCurve, GuidanceRun, Rule, Stage
 from latent_guidance.guidance.knobs import Choice, Number, Socket, Switch, Text, Whole, default, knobs
-from latent_guidance.process import RECTIFIED_FLOW, VE_SCALED, Process
+from latent_guidance.guidance.steps import sampler_options
+from latent_guidance.process import RECTIFIED_FLOW, VE_SCALED, Process, expand
+from latent_guidance.samplers import sample_ddpm
 
-from .conftest import SmallClassifier, SmallCLIP, latents, prompt
+from .conftest import SmallClassifier, SmallCLIP, drawn, latents, prompt
 
 PROCESSES = [VE_SCALED, RECTIFIED_FLOW]
 SIGMAS = torch.tensor([0.9, 0.6, 0.3], dtype=torch.float64)
 ON_ESTIMATES = [rule for rule in RULES if rule.stage is not Stage.STEP]
+IN_A_STEP = [rule for rule in RULES if rule.stage is Stage.STEP]
 
 
 class Towards:
@@ -164,6 +167,73 @@ class TestEveryRuleOnEstimates:
         assert torch.isfinite(out).all()
         if rule_class.stage is not Stage.GRADIENT:
             torch.testing.assert_close(out, same, rtol=1e-12, atol=1e-12)
+
+
+class Squashing:
+    """A denoiser that knows nothing of places."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+        return torch.tanh(x / (1 + expand(sigma, x)))
+
+
+def stepped(rules: list[Rule], process: Process, x: Tensor, pictures: slice = slice(None)) -> Tensor:
+    """A run of DDPM with rules that act inside its steps, from x (B, ...) on; ``pictures`` of the batch of noise belong to x."""
+    sigmas = torch.tensor([0.9, 0.6, 0.3, 0.0], dtype=torch.float64)
+
+    def noise(sigma: float, sigma_next: float) -> Tensor:
+        return drawn(3, *x.shape[1:], seed=round(100 * sigma))[pictures]
+
+    options = sampler_options(rules, process, sigmas)
+    return sample_ddpm(Squashing(process), x[pictures], sigmas, noise_sampler=noise, **options)
+
+
+def test_there_are_rules_that_act_inside_a_step() -> None:
+    assert {rule_class.__name__ for rule_class in IN_A_STEP} == {"ClassifierMeanShift", "ClassifierPostStep"}
+
+
+@pytest.mark.parametrize("process", PROCESSES, ids=str)
+@pytest.mark.parametrize("rule_class", IN_A_STEP)
+class TestEveryRuleInsideAStep:
+    """The same for the rules that act in DDPM's own step, through the sampler."""
+
+    def test_its_neutral_values_are_plain_ddpm(self, rule_class: type[Rule], process: Process) -> None:
+        plain, rule = stepped([], process, latents()), neutral(rule_class)
+        assert rule.guidance_scale == 0  # type: ignore[attr-defined]
+        torch.testing.assert_close(stepped([rule], process, latents()), plain, rtol=0, atol=1e-10)
+        nearly = stepped([make(rule_class, guidance_scale=1e-5)], process, latents())
+        assert (nearly - plain).abs().max() > 1e-9, "the tolerance has teeth"
+
+    def test_its_defaults_do_something(self, rule_class: type[Rule], process: Process) -> None:
+        out, plain = (stepped(rules, process, latents()) for rules in ([make(rule_class)], []))
+        assert torch.isfinite(out).all() and all((out - plain).abs().flatten(1).amax(dim=1) > 1e-3)
+
+    def test_two_of_a_kind_add_up(self, rule_class: type[Rule], process: Process) -> None:
+        halves = [make(rule_class, guidance_scale=w) for w in (1.5, -0.5)]
+        torch.testing.assert_close(
+            stepped(halves, process, latents()),
+            stepped([make(rule_class, guidance_scale=1.0)], process, latents()),
+            rtol=0,
+            atol=1e-10,
+        )
+
+    @pytest.mark.parametrize("shape", [(6, 5), (24, 40), (1, 1)])
+    def test_each_sample_is_by_itself(self, rule_class: type[Rule], process: Process, shape: tuple[int, int]) -> None:
+        x = latents(height=shape[0], width=shape[1])
+        together = stepped([make(rule_class)], process, x)
+        assert together.shape == x.shape
+        for i in range(3):
+            alone = stepped([make(rule_class)], process, x, slice(i, i + 1))
+            torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-10, atol=1e-10)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_dtype_is_kept_and_x_unchanged(self, rule_class: type[Rule], process: Process, dtype: torch.dtype) -> None:
+        x = latents().to(dtype)
+        before = x.clone()
+        assert stepped([make(rule_class)], process, x).dtype == dtype
+        assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("rule_class", RULES)
