@@ -147,19 +147,27 @@ def relative_scale(shift: Tensor, x: Tensor, denoised: Tensor, fraction: float) 
     return shift * expand(factor, shift)
 
 
-def finite_or_unguided(gradient: Tensor, *, rule: str, index: int | None, sigma: Tensor) -> Tensor:
+def finite_or_unguided(gradient: Tensor, *, rule: str, index: int | None, sigma: Tensor, loss: str = "") -> Tensor:
     """``gradient`` (B, ...) with samples that are not finite set to zero, and a warning that names them.
 
     A sample whose gradient is NaN or infinite goes unguided for this one step; the other samples are untouched.
+
+    Args:
+        gradient: (B, ...).
+        rule: its name, for the warning.
+        index: of the step, if known.
+        sigma: (B,).
+        loss: name of what the gradient is of, where a rule follows one that somebody else may have written.
     """
     finite = torch.isfinite(gradient).flatten(1).all(dim=1)
     if bool(finite.all()):
         return gradient
     broken = (~finite).nonzero().flatten().tolist()
     step = "" if index is None else f" at step {index + 1}"
+    whose = f"the loss {loss} at " if loss else ""
     log.warning(
-        "%s: the gradient of sample %s is not finite%s (sigma %s); it goes unguided for this step. "
+        "%s: the gradient of %ssample %s is not finite%s (sigma %s); it goes unguided for this step. "
         "A smaller guidance scale may help.",
-        rule, ", ".join(map(str, broken)), step, ", ".join(f"{value:.4g}" for value in sigma[~finite].tolist()),
+        rule, whose, ", ".join(map(str, broken)), step, ", ".join(f"{value:.4g}" for value in sigma[~finite].tolist()),
     )  # fmt: skip
     return torch.where(expand(finite, gradient), gradient, torch.zeros_like(gradient))

@@ -122,7 +122,9 @@ class LogProbGuidance(Rule):
             gradient, found = input_gradient(values, step.x)
         gradient = torch.where(expand(torch.isfinite(found), gradient), gradient, torch.full_like(gradient, torch.nan))
         gradient = gradient / expand(step.process.unit_scale(step.sigma), gradient)  # in VP coordinates, as clip has it
-        gradient = finite_or_unguided(gradient, rule=self.node.name, index=step.index, sigma=step.sigma)
+        gradient = finite_or_unguided(
+            gradient, rule=self.node.name, index=step.index, sigma=step.sigma, loss=name_of(self.loss)
+        )
         shift = score_form(step.process, self.guidance_scale * clip_norm(gradient, self.clip), step.sigma)
         if self.scaling == "relative":
             shift = relative_scale(shift, step.x, step.denoised, self.guidance_scale)

@@ -188,9 +188,7 @@ class LossRule(Rule):
                 return torch.zeros_like(step.denoised)
             shift = self.shift(step, sigmas)
             shift = torch.where(expand(active, shift), shift, torch.zeros_like(shift))
-            return finite_or_unguided(
-                shift.to(step.denoised.dtype), rule=self.node.name, index=step.index, sigma=step.sigma
-            )
+            return self._finite(shift.to(step.denoised.dtype), step)
 
         return guide
 
@@ -260,8 +258,7 @@ class LossRule(Rule):
 
     def kept(self, gradient: Tensor, step: Step) -> Tensor:
         """``gradient`` (B, ...) clipped per sample, and zero with a warning where it is not finite."""
-        named = finite_or_unguided(gradient, rule=self.node.name, index=step.index, sigma=step.sigma)
-        return clip_norm(named, self.clip)
+        return clip_norm(self._finite(gradient, step), self.clip)
 
     def pulled_back(self, gradient: Tensor, step: Step) -> Tensor:
         """A gradient at the estimate (B, ...) carried through the denoiser: with respect to x in VP coordinates, clipped.
@@ -270,6 +267,11 @@ class LossRule(Rule):
         """
         if step.pull_back is None:
             raise RuntimeError(f"{type(self).__name__} acts at a step that was evaluated without a graph")
-        safe = finite_or_unguided(gradient, rule=self.node.name, index=step.index, sigma=step.sigma)
-        with_x = step.pull_back(safe)
+        with_x = step.pull_back(self._finite(gradient, step))
         return self.kept(with_x / expand(step.process.unit_scale(step.sigma), with_x), step)
+
+    def _finite(self, gradient: Tensor, step: Step) -> Tensor:
+        """``gradient`` (B, ...), zero with a warning that names the loss where it is not finite."""
+        return finite_or_unguided(
+            gradient, rule=self.node.name, index=step.index, sigma=step.sigma, loss=name_of(self.loss)
+        )

@@ -72,3 +72,12 @@ def test_a_broken_sample_goes_unguided_alone_and_is_named(caplog: pytest.LogCapt
     [record] = caplog.records
     assert "Some Rule" in record.getMessage() and "sample 1" in record.getMessage()
     assert "step 5" in record.getMessage() and "3.5" in record.getMessage()
+
+
+def test_the_warning_names_the_loss_where_there_is_one(caplog: pytest.LogCaptureFixture) -> None:
+    gradient = torch.tensor([[1.0], [float("inf")]])
+    finite_or_unguided(gradient, rule="Some Rule", index=None, sigma=torch.ones(2), loss="Mine")
+    finite_or_unguided(gradient, rule="Some Rule", index=None, sigma=torch.ones(2))
+    named, unnamed = (record.getMessage() for record in caplog.records)
+    assert "Some Rule: the gradient of the loss Mine at sample 1 is not finite (sigma 1)" in named
+    assert "Some Rule: the gradient of sample 1 is not finite (sigma 1)" in unnamed

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,9 +12,10 @@ import torch
 from torch import Tensor
 
 from latent_guidance.errors import UserError
-from latent_guidance.guidance import Guider, LogProbGuidance
+from latent_guidance.guidance import GuidanceRun, Guider, LogProbGuidance, log_prob
 from latent_guidance.process import RECTIFIED_FLOW, VE_SCALED, Process
 
+from .conftest import latents
 from .test_oracles import NONE, draws, labels_of, mixture
 
 
@@ -58,3 +62,60 @@ def test_what_cannot_be_followed_is_refused() -> None:
     rule = LogProbGuidance(loss=Wrong())
     with pytest.raises(UserError, match=r"Wrong.*shape \(\)"):
         Guider(mixture(VE_SCALED), [rule])(draws(), torch.full((64,), 0.6, dtype=torch.float64), labels_of(NONE))
+
+
+class Answers:
+    """A log-probability that answers whatever it is told to."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
+        self.answer = answer
+
+    def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.answer(x)
+
+
+def guided(loss: Any, **knobs: Any) -> Tensor:
+    """What the rule makes of the estimate tanh(x), for three samples at different levels."""
+    x, sigma = latents(), torch.tensor([0.9, 0.6, 0.3], dtype=torch.float64)
+    run = GuidanceRun([LogProbGuidance(loss=loss, **knobs)], VE_SCALED)
+    return run(x, sigma, lambda names: dict.fromkeys(names, torch.tanh(x)))
+
+
+def mean(x: Tensor) -> Tensor:
+    return x.flatten(1).mean(dim=1)
+
+
+def test_a_detached_answer_is_refused_by_name() -> None:
+    for answer in (lambda x: mean(x.detach()), lambda x: mean(x).detach(), lambda x: mean(x).round().long()):
+        with pytest.raises(UserError, match=r"the loss Answers, whose answer has no gradient.*\.detach\(\)"):
+            guided(Answers(answer))
+    assert torch.isfinite(guided(Answers(mean))).all()
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_a_sample_whose_answer_is_not_finite_goes_unguided_and_the_loss_is_named(
+    broken: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = guided(Answers(lambda x: mean(x) + torch.tensor([0.0, broken, 0.0], dtype=x.dtype)))
+    healthy, plain = guided(Answers(mean)), torch.tanh(latents())
+    assert torch.equal(out[1], plain[1]) and torch.equal(out[::2], healthy[::2]) and not torch.equal(out[0], plain[0])
+    [record] = caplog.records
+    words = ("Log-Probability Guidance", "the loss Answers at sample 1", "sigma 0.6")
+    assert all(word in record.getMessage() for word in words)
+
+
+def test_a_nan_in_the_gradient_alone_is_named_too(caplog: pytest.LogCaptureFixture) -> None:
+    """The root of 0 is 0, and its slope 0 / 0."""
+    out = guided(Answers(lambda x: mean((x - x).square()).sqrt()))
+    assert torch.equal(out, torch.tanh(latents()))
+    assert "the loss Answers at sample 0, 1, 2" in caplog.text
+
+
+def test_the_example_of_the_docs_runs_as_it_is_written_and_brightens() -> None:
+    [code] = re.findall(r"^    class .*?(?=\n\n\S)", log_prob.__doc__ or "", flags=re.DOTALL | re.MULTILINE)
+    names: dict[str, Any] = {}
+    exec(compile(textwrap.dedent(code), "log_prob.py", "exec"), names)
+    bright, plain = names["Bright"](), torch.tanh(latents())
+    for scale, way in ((0.5, 1), (-0.5, -1)):
+        change = guided(bright, guidance_scale=scale) - plain
+        assert (way * mean(change) > 1e-2).all()

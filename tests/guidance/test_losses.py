@@ -134,7 +134,13 @@ def test_a_sample_whose_loss_is_not_finite_goes_unguided_with_a_warning(
     torch.testing.assert_close(
         out[::2], guided(rule_class(loss=Answers(lambda d: d.square().flatten(1).sum(dim=1))), x)[::2]
     )
-    assert rule_class(loss=Warm(), vae=SmallVae()).node.name in caplog.text and "sample 1" in caplog.text
+    assert rule_class.node.name in caplog.text and "the loss Answers at sample 1" in caplog.text
+
+
+def test_of_a_sum_that_is_not_finite_every_part_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    broken = Answers(lambda d: torch.nan * d.flatten(1).sum(dim=1))
+    guided(MPGD(loss=WeightedSum(loss_1=Symmetry(), loss_2=broken), vae=SmallVae()), latents())
+    assert f"{Symmetry.node.name} + Answers at sample 0, 1, 2" in caplog.text
 
 
 def test_a_tensor_made_in_a_node_is_named_and_mended_by_a_clone() -> None:
