@@ -74,6 +74,34 @@ def test_a_full_rescale_gives_the_conditional_spread_to_every_shape(shape: tuple
     assert ((to(x, plain, SIGMA).flatten(1).std(dim=1) - spread).abs() > 1e-4 * spread).all(), "plain guidance differs"
 
 
+def rescale_cfg_of_comfyui(
+    x: Tensor, cond: Tensor, uncond: Tensor, sigma: Tensor, w: float, multiplier: float
+) -> Tensor:
+    """What RescaleCFG of ComfyUI (comfy_extras/nodes_model_advanced.py) makes of x and two denoised estimates, all (B, C, H, W).
+
+    It knows x = x0 + sigma * noise only, and works on what a v-network would have said: v = (x / (1 + s^2) - D) sqrt(1 + s^2) / s.
+    """
+    s = sigma.reshape(-1, 1, 1, 1)
+    root = (1 + s**2).sqrt()
+    v_cond, v_uncond = ((x / root**2 - denoised) * root / s for denoised in (cond, uncond))
+    v = v_uncond + w * (v_cond - v_uncond)
+    shrink = torch.stack([c.std() / g.std() for c, g in zip(v_cond, v, strict=True)]).reshape(-1, 1, 1, 1)
+    return x / root**2 - (multiplier * shrink * v + (1 - multiplier) * v) * s / root
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.3, 0.7, 1.0])
+def test_equal_numbers_to_comfyuis_rescalecfg(phi: float) -> None:
+    x, cond, uncond = branches(4, 24, 40)
+    sigma = torch.tensor([14.6, 1.0, 0.03], dtype=torch.float64)
+    x = x * (1 + sigma.reshape(-1, 1, 1, 1))
+    ours = guided(x, cond, uncond, VE_SCALED, phi, sigma)
+    theirs = rescale_cfg_of_comfyui(x, cond, uncond, sigma, W, phi)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+    if phi:
+        other = rescale_cfg_of_comfyui(x, cond, uncond, sigma, W, phi - 0.01)
+        assert ((other - ours).abs().flatten(1).amax(dim=1) > 1e-4).all(), "the tolerance has teeth"
+
+
 def diffusers_rescale() -> object:
     return pytest.importorskip("diffusers.guiders.guider_utils").rescale_noise_cfg
 
