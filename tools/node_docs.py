@@ -49,6 +49,16 @@ SOURCES_ZH = {
 }
 """Module -> where its formula comes from, where that is no paper but words."""
 
+STAGES = {
+    "scale": ("set the guidance scale w", "设定引导强度 w"),
+    "branches": ("change the estimates of prompt and negative", "改变正向与反向的估计"),
+    "combine": ("make one estimate of them by w; one rule of a chain at most", "按 w 合成一个估计；一条链中至多一条规则"),
+    "post": ("change the guided estimate", "改变引导后的估计"),
+    "gradient": ("add a gradient to it; all of them see the same estimate", "为其加上梯度；各规则看到的是同一个估计"),
+    "step": ("act inside the step of the DDPM sampler, to which they are connected", "连接到 DDPM 采样器，在其步内起作用"),
+}  # fmt: skip
+"""Stage of a rule -> what its rules do, in English and Chinese, in the order in which they act."""
+
 NO_ABBREVIATION = "".join(rf"(?<!\b{word})" for word in ("al", "app", "eq", "fig", "sec"))
 
 
@@ -165,9 +175,32 @@ def translations(nodes: dict[str, Any]) -> str:
     return json.dumps(found, ensure_ascii=False, indent=2) + "\n"
 
 
+def order_of_rules(nodes: dict[str, Any]) -> list[str]:
+    """The section of docs/NODES.md that says in which order rules act."""
+    of_rules = [node for node in nodes.values() if hasattr(getattr(node, "RULE", None), "stage")]  # losses have none
+    looking = [node for node in of_rules if node.RULE.stage.value == "scale" and node.RULE.looks_at_branches]
+    names, names_zh = (" and ".join(n.DISPLAY_NAME for n in looking), "与".join(n.ZH["display_name"] for n in looking))
+    rows = []
+    for number, (stage, (words, words_zh)) in enumerate(STAGES.items(), start=1):
+        acting = [node for node in of_rules if node.RULE.stage.value == stage]
+        english = ", ".join(node.DISPLAY_NAME for node in acting)
+        rows.append((str(number), words, words_zh, english, "、".join(node.ZH["display_name"] for node in acting)))
+    return [
+        "## The order in which rules act",
+        "",
+        "However the rules of a chain are connected, they act stage by stage, and within a stage in the order in which they are connected. "
+        f"{names} compare the two estimates, so they look at them after stage 2.",
+        "",
+        f"无论链中的规则如何连接，都按下列阶段依次作用；同一阶段内按连接的顺序。{names_zh}要比较两个估计，因此在第 2 阶段之后查看。",
+        "",
+        *table(("", "what its rules do", "作用", "rules", "规则"), rows),
+        "",
+    ]
+
+
 def listing(nodes: dict[str, Any]) -> str:
     """docs/NODES.md."""
-    lines = ["# Nodes", "", "Made by `tools/node_docs.py` from the nodes' own texts.", ""]
+    lines = ["# Nodes", "", "Made by `tools/node_docs.py` from the nodes' own texts.", "", *order_of_rules(nodes)]
     for category in dict.fromkeys(node.CATEGORY for node in nodes.values()):
         rows = [
             (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +35,19 @@ def test_a_changed_text_makes_its_page_stale(node_docs: ModuleType, monkeypatch:
     node: Any = load_pack(ROOT).NODE_CLASS_MAPPINGS["LGCFG"]
     monkeypatch.setattr(node, "DESCRIPTION", "Something else.")
     assert "web/docs/LGCFG/en.md is stale" in node_docs.stale()
+
+
+def test_the_list_of_nodes_says_in_which_order_every_rule_acts(node_docs: ModuleType) -> None:
+    from latent_guidance.guidance import RULES, Stage
+
+    assert list(node_docs.STAGES) == [stage.value for stage in Stage]
+    page = (ROOT / "docs" / "NODES.md").read_text(encoding="utf-8")
+    section = page.split("## The order in which rules act\n")[1].split("\n## ")[0]
+    rows = [re.split(r" \| ", line.strip("| ")) for line in section.splitlines() if re.match(r"\| \d", line)]
+    for row, stage in zip(rows, Stage, strict=True):
+        acting = [rule.node for rule in RULES if rule.stage is stage]
+        assert row[3] == ", ".join(node.name for node in acting)
+        assert row[4] == "、".join(node.name_zh for node in acting)
 
 
 def test_the_formulas_of_a_docstring(node_docs: ModuleType) -> None:
