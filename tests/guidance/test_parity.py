@@ -4,6 +4,9 @@
   p_sample and ddim_sample, which call them;
 * LuChengTHU/dpm-solver, dpm_solver_pytorch.py: the branch "classifier" of model_wrapper;
 * pamparamm/sd-perturbed-attention, pag_nodes.py and guidance_utils.py: how PAG, SEG and SWG are joined to what CFG gave.
+
+What is written here of the first two was held against their own functions (commits 22e0df8 and 52bc3fb) on these numbers: it differs from
+guided-diffusion by the rounding of its float32 coefficients, 2e-6 at most, and from dpm-solver by that of float64.
 """
 
 from __future__ import annotations
