@@ -24,6 +24,8 @@ GRAPHS = {"SD15": 10, "SD3": 7}
 Counted on ComfyUI 0.33.0 by benchmarks/comfyui_graphs.py, as the bytes that autograd keeps over the estimate with fused attention, fp16:
 9.0 for Stable Diffusion 1.5 at 512 pixels; at 1024, 5.6 for SD3 medium, 19.4 for SDXL, 20.2 for Flux. And 1 for the pass itself.
 """
+ALL = 1e32
+"""More bytes than any model has: what ComfyUI's own loading gives for "all of it"."""
 DECODED = 3
 """The same of a VAE's decoder: 2.6 for that of Stable Diffusion in fp32, and some of 1 for the pass itself."""
 
@@ -68,18 +70,26 @@ def _looking(rule: Any, shape: tuple[int, ...]) -> float:
 def reserve(model: Any, rules: Sequence[Any], key: str) -> None:
     """Have every sampling of a MODEL reserve memory for the graphs of ``rules``, all that guide it, under ``key`` among its wrappers.
 
-    A MODEL through which a gradient goes is loaded whole, where ComfyUI lets a wrapper say so: autograd keeps all its weights anyway.
+    What a gradient goes through is loaded whole, MODEL, VAE and all: autograd keeps its weights anyway. ComfyUI is told so where it
+    listens, and what it has still loaded in part (--novram, or a VAE that found no room) is loaded whole after it. Layers that stay
+    behind are cast through buffers that newer ComfyUIs (0.33, with --disable-cuda-malloc) write over at the next layer.
     """
     wrapper = comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING
     model.remove_wrappers_with_key(wrapper, key)  # that of fewer rules
     through = any(rule.may_differentiate() for rule in rules)
     if not through and all(not isinstance(rule, LossRule) or rule.vae is None for rule in rules):
         return
+    handles = [handle for rule in rules if isinstance(rule, LossRule) and not rule.off for handle in rule.networks()]
+    looked_through = [handle.patcher for handle in handles if hasattr(handle, "patcher")]
 
     def prepare(executor: Any, model: Any, noise_shape: Any, conds: Any, *args: Any, **kwargs: Any) -> Any:
         if through and "force_full_load" in kwargs:
             kwargs["force_full_load"] = True
-        return executor(model, graph_shape(model.model, noise_shape, conds, rules), conds, *args, **kwargs)
+        made = executor(model, graph_shape(model.model, noise_shape, conds, rules), conds, *args, **kwargs)
+        for patcher in (model, *model.get_additional_models_with_key(key)) if through else looked_through:
+            if getattr(patcher.model, "model_lowvram", False):
+                patcher.partially_load(patcher.load_device, ALL)
+        return made
 
     model.add_wrapper_with_key(wrapper, key, prepare)
 
