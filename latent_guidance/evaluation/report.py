@@ -26,11 +26,11 @@ def write_report(out: Path, docs: Path) -> list[Path]:
     draw_curves(results["curves"], results["classes"]["wanted"], docs / PICTURE)
     sections = [
         _head(settings),
-        _judge(results["judge"]),
-        _classes(results["classes"], parts["classes"]["settings"]),
+        _judge(results["judge"], parts["judge"]["settings"]),
+        _classes(results["classes"], parts["classes"]["settings"], results["judge"]["held_out"]["real"]["by_group"]),
         _prompts(results["prompts"], parts["prompts"]["settings"]),
         _curves(results["curves"], results["classes"]["wanted"]),
-        _captions(results["captions"], parts["captions"]["settings"]),
+        _captions(results["captions"], parts["captions"]["settings"], results["judge"]["final"]["real"]["pictures"]),
     ]
     _copy_page(out / results["captions"]["page"], docs / CAPTIONS)
     path = docs / PAGE
@@ -63,14 +63,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 def _head(settings: dict[str, Any]) -> str:
     return f"""# The bundled emoji model, measured
 
-Measured by `python -m latent_guidance.evaluation all`, written by `python -m latent_guidance.evaluation report`; nothing is typed by hand.
+Measured by `python -m latent_guidance.evaluation all` (how many samples and steps, each part says), written by
+`python -m latent_guidance.evaluation report`; nothing is typed by hand.
 Samples: DPM-Solver++(2M), from the empty prompt its form for the SDE (DPM++ 2M SDE),
 {settings["steps"]} steps on the {settings["grid"]} grid,
 one seed per sample (from {settings["seed"]}), fp32.
 Model `{settings["model"]}` (SHA-256 of its files, first twelve digits)."""
 
 
-def _judge(result: dict[str, Any]) -> str:
+def _judge(result: dict[str, Any], settings: dict[str, Any]) -> str:
     held, final = result["held_out"], result["final"]
     rows = [
         ("trained without a tenth", f"held-out, {held[kind]['pictures']}", kind, held[kind]["all"], held[kind]["mean_of_groups"])
@@ -82,26 +83,28 @@ def _judge(result: dict[str, Any]) -> str:
     return f"""## The judge
 
 A classifier of clean pictures ({result["parameters"] / 1e6:.1f} M parameters) trained for this alone: pixels, not latents; no weights or
-features shared with the classifier that steers. Reconstructions are real pictures through the VAE and back.
+features shared with the classifier that steers; {settings["steps"]} steps of {settings["batch"]} pictures, {settings["size"]} pixels wide.
+Reconstructions are real pictures through the VAE and back.
 
 {table(("judge", "pictures", "kind", "right", "mean of groups"), rows)}"""
 
 
-def _classes(result: dict[str, Any], settings: dict[str, Any]) -> str:
+def _classes(result: dict[str, Any], settings: dict[str, Any], held_out: dict[str, float | None]) -> str:
     base = result["unguided"]
     rows = [
-        (label, group["as_asked"], group["judge_on_real"], group["wanted"], _yes(group["reached"]),
-         base["judged"][label], base["real"][label])
+        (label, group["as_asked"], group["judge_on_real"], "" if held_out[label] is None else held_out[label], group["wanted"],
+         _yes(group["reached"]), base["judged"][label], base["real"][label])
         for label, group in result["groups"].items()
     ]  # fmt: skip
     rows.append(
-        ("**mean**", result["mean"], result["judge_on_real"], result["wanted"], _yes(result["reached"]), "", "")
+        ("**mean**", result["mean"], result["judge_on_real"], "", result["wanted"], _yes(result["reached"]), "", "")
     )
     head = (
         "group",
         "judged as asked",
         "judge on real",
-        f"{WANTED:g} × that",
+        "on held-out",
+        f"{WANTED:g} × on real",
         "reached",
         "unguided, judged",
         "of the data",
@@ -169,7 +172,7 @@ want more of it.
 </details>"""
 
 
-def _captions(result: dict[str, Any], settings: dict[str, Any]) -> str:
+def _captions(result: dict[str, Any], settings: dict[str, Any], pictures: int) -> str:
     rows = [
         (row["caption"], ", ".join(f"{d:.3f}" for d in row["distances"]), ", ".join(dict.fromkeys(row["nearest"])))
         for row in result["captions"]
@@ -179,8 +182,8 @@ def _captions(result: dict[str, Any], settings: dict[str, Any]) -> str:
 {len(rows)} captions, {settings["seeds"]} seeds each, classifier-free guidance at {settings["cfg_scale"]:g}.
 Mean distance to the nearest training picture {result["mean_distance"]:.3f};
 of a real picture to its nearest other {result["real_to_nearest_other"]:.3f}.
-Nothing measures how well they are met: look. A small model that has seen a few thousand pictures puts known colours and faces on known
-shapes at best, and otherwise draws something that it knows.
+Nothing measures how well they are met: look. A small model that has seen {pictures} pictures puts known colours and faces on known
+shapes at best; otherwise it draws something that it knows, or a shape that is neither.
 
 ![the captions]({CAPTIONS})
 

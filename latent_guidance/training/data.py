@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,8 @@ def load_image_folder(folder: Path) -> ImageFolder:
         folder: Holds ``metadata.jsonl`` and one folder per class; all pictures of one size.
 
     Raises:
-        UserError: The folder or its metadata is missing, a named picture is missing or of another size.
+        UserError: The folder or its metadata is missing, a line of it is no entry, a named picture is missing, cannot be read or is of
+            another size.
     """
     import numpy as np
     from PIL import Image
@@ -63,7 +65,11 @@ def load_image_folder(folder: Path) -> ImageFolder:
             expected="an image folder with metadata.jsonl (file_name and text per line)",
             mend="give such a folder; `python -m latent_guidance.training emoji` makes the emoji one",
         )
-    lines = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [
+        _entry(metadata, number, line)
+        for number, line in enumerate(metadata.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+        if line.strip()
+    ]
     missing = [line["file_name"] for line in lines if not (folder / line["file_name"]).is_file()]
     if missing or not lines:
         raise UserError(
@@ -74,8 +80,15 @@ def load_image_folder(folder: Path) -> ImageFolder:
         )
     pictures = []
     for line in lines:
-        with Image.open(folder / line["file_name"]) as picture:
-            pictures.append(np.asarray(picture.convert("RGB")))
+        try:
+            with Image.open(folder / line["file_name"]) as picture:
+                pictures.append(np.asarray(picture.convert("RGB")))
+        except (OSError, SyntaxError, ValueError) as error:  # as Pillow names files cut short, of another kind, or damaged
+            raise UserError(
+                f"{folder / line['file_name']} cannot be read as a picture: {error}",
+                expected="a whole picture file",
+                mend="put the picture back, or make the folder again",
+            ) from error
     shapes = {p.shape for p in pictures}
     if len(shapes) > 1:
         raise UserError(
@@ -93,6 +106,22 @@ def load_image_folder(folder: Path) -> ImageFolder:
         keywords=tuple(tuple(line.get("keywords", ())) for line in lines),
         other_texts=tuple(tuple(line.get("other_texts", ())) for line in lines),
     )
+
+
+def _entry(metadata: Path, number: int, line: str) -> dict[str, Any]:
+    """One line of ``metadata``, whose file lies inside its folder."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    named = isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("file_name", "text"))
+    if not named or Path(entry["file_name"]).is_absolute() or ".." in Path(entry["file_name"]).parts:
+        raise UserError(
+            f"line {number} of {metadata} is {line[:80]!r}",
+            expected='an object with the texts "file_name" (inside the folder) and "text"',
+            mend="write the line again, or make the folder again",
+        )
+    return entry
 
 
 def to_signed(images: Tensor) -> Tensor:

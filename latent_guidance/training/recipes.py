@@ -268,7 +268,14 @@ def train_unet(
 def _latent_sets(vae: VAE, root: Path, runs: Path) -> list[LatentSet]:
     """Latents of the pictures at 128 pixels, and at 160 plain and mirrored; kept in ``runs``."""
     sources = (("128", False, "latents-128"), ("160", False, "latents-160"), ("160", True, "latents-160-mirrored"))
-    return [encode_folder(vae, root / size, runs / f"{name}.safetensors", flip=flip) for size, flip, name in sources]
+    sets = [encode_folder(vae, root / size, runs / f"{name}.safetensors", flip=flip) for size, flip, name in sources]
+    if any((one.texts, one.labels) != (sets[0].texts, sets[0].labels) for one in sets):
+        raise UserError(
+            f"{root / '128'} and {root / '160'} hold other pictures, or the same in another order ({len(sets[0])} and {len(sets[1])})",
+            expected="the same pictures at two sizes",
+            mend="make the folder again; `python -m latent_guidance.training emoji` makes the emoji one",
+        )
+    return sets
 
 
 def _pictures(folder: Path | None) -> Path:

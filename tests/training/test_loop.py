@@ -53,7 +53,7 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     run = _trained(tmp_path, settings=replace(SETTINGS, steps=200))
     loss, _ = _Loss(run.network)(10_000, step_generator(0, 10_000))
     start, _ = _Loss(_network())(10_000, step_generator(0, 10_000))
-    assert float(loss) < 0.1 * float(start)
+    assert loss.item() < 0.1 * start.item()
 
 
 @pytest.mark.parametrize("muon", [False, True])

@@ -69,6 +69,46 @@ def test_incomplete_folders_are_named(pictures: Path, tmp_path: Path) -> None:
         load_image_folder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{'file_name': 'a.png'}",
+        "[1]",
+        '{"file_name": "reds/0.png"}',
+        '{"file_name": 3, "text": "x"}',
+        '{"file_name": "../0.png", "text": "x"}',
+    ],
+)
+def test_a_line_that_is_no_entry_is_named(pictures: Path, tmp_path: Path, line: str) -> None:
+    folder = shutil.copytree(pictures, tmp_path / "32")
+    with (folder / "metadata.jsonl").open("a") as metadata:
+        metadata.write(line + "\n")
+    with pytest.raises(UserError, match=r"line 25 of .*metadata\.jsonl"):
+        load_image_folder(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", None])
+def test_a_damaged_picture_is_named(pictures: Path, tmp_path: Path, content: bytes | None) -> None:
+    folder = shutil.copytree(pictures, tmp_path / "32")
+    file = folder / "blues" / "3.png"
+    file.write_bytes(file.read_bytes()[:200] if content is None else content)
+    with pytest.raises(UserError, match=r"blues/3\.png cannot be read as a picture"):
+        load_image_folder(folder)
+
+
+def test_two_sizes_of_other_pictures_are_refused(vae: VAE, pictures: Path, tmp_path: Path) -> None:
+    """Their captions and classes are taken from one and their latents from both."""
+    for size in ("128", "160"):
+        shutil.copytree(pictures, tmp_path / size)
+    assert len(recipes._latent_sets(vae, tmp_path, tmp_path / "runs")) == 3
+    metadata = tmp_path / "160" / "metadata.jsonl"
+    lines = metadata.read_text().splitlines()
+    for wrong in (lines[:-1], [lines[1], lines[0], *lines[2:]]):
+        metadata.write_text("\n".join(wrong) + "\n")
+        with pytest.raises(UserError, match="hold other pictures, or the same in another order"):
+            recipes._latent_sets(vae, tmp_path, tmp_path / f"runs of {len(wrong)}")
+
+
 def test_crops_are_windows() -> None:
     images = torch.arange(2 * 36).reshape(2, 1, 6, 6)
     crops = random_crops(images, size=4, generator=torch.Generator().manual_seed(0))
