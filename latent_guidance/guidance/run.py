@@ -16,9 +16,9 @@ from ..process import Process
 from .base import Branch, Rule, Stage, Step
 from .cfg import cfg
 from .chains import check_chain
+from .idle import warn_of_closed_windows, warn_of_no_guidance
 from .record import HOST, Record
 from .recorded import recorded
-from .windows import warn_of_closed_windows
 
 Evaluate = Callable[[tuple[str, ...]], Mapping[str, Tensor]]
 """Branch names -> their denoised estimates (B, ...), in one call of each network."""
@@ -98,6 +98,7 @@ class GuidanceRun:
         check_chain(rules)
         if sigmas is not None:
             warn_of_closed_windows(rules, process, sigmas)
+            warn_of_no_guidance(rules, base_scale)
         self.process = process
         self.sigmas = sigmas
         self._unscaled = unscaled

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..process import Process
 from .base import Stage, network_key
-from .windows import warn_of_closed_windows
+from .idle import warn_of_closed_windows
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
 

@@ -9,7 +9,9 @@ import itertools
 
 import comfy.sample
 import comfy.samplers
+import comfy_extras.nodes_post_processing  # noqa: F401, before nodes_latent, each of which imports the other
 import torch
+from comfy_extras.nodes_custom_sampler import Guider_Basic
 from inside import call, far, part, refused, result
 
 STEPS = 4
@@ -90,6 +92,22 @@ def core_guider(guided, scale=4.0):
     return guider
 
 
+def basic(guided):
+    guider = Guider_Basic(guided)
+    guider.set_conds(positive)
+    return sampled(guider)
+
+
+def ksampler(guided, scale=4.0):
+    return comfy.sample.sample(
+        guided, noise, STEPS, scale, "euler", "karras", positive, negative, latent, seed=5, disable_pbar=True
+    )
+
+
+def patch(guided, *rules):
+    return call("LGApplyGuidance", model=guided, rules=rules)[0]
+
+
 def chain(*rules):
     """The rules with CFG before them, if none combines the branches already."""
     combines = any(rule.stage is library.Stage.COMBINE for rule in rules)
@@ -99,7 +117,8 @@ def chain(*rules):
 def core_node(module, name, **inputs):
     """``model`` with a node of core's on it; None where this version has no such node."""
     cls = getattr(importlib.import_module(f"comfy_extras.{module}"), name)
-    return cls.execute(model, **inputs).result[0] if hasattr(cls, "execute") else cls().patch(model, **inputs)[0]
+    answer = cls.execute(model, **inputs) if hasattr(cls, "execute") else cls().patch(model, **inputs)
+    return getattr(answer, "result", answer)[0]
 
 
 CORE = {
@@ -114,6 +133,13 @@ CORE = {
     "Mahiro": lambda: core_node("nodes_mahiro", "Mahiro"),
     "RenormCFG": lambda: core_node("nodes_lumina2", "RenormCFG", cfg_trunc=100.0, renorm_cfg=1.0),
     "EpsilonScaling": lambda: core_node("nodes_eps", "EpsilonScaling", scaling_factor=1.05),
+    "FreSca": lambda: core_node("nodes_fresca", "FreSca", scale_low=1.0, scale_high=1.5, freq_cutoff=2),
+    "LatentApplyOperationCFG": lambda: core_node(
+        "nodes_latent", "LatentApplyOperationCFG", operation=lambda latent: 0.8 * latent
+    ),
+    "VideoLinearCFGGuidance": lambda: core_node("nodes_video_model", "VideoLinearCFGGuidance", min_cfg=2.0),
+    "VideoTriangleCFGGuidance": lambda: core_node("nodes_video_model", "VideoTriangleCFGGuidance", min_cfg=2.0),
+    "NAGuidance": lambda: core_node("nodes_nag", "NAGuidance", nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5),
     "TemporalScoreRescaling": lambda: core_node("nodes_eps", "TemporalScoreRescaling", tsr_k=0.9, tsr_sigma=1.0),
 }
 
@@ -136,6 +162,21 @@ result["alone"] = {
     for name, out in alone.items()
 }
 
+# --- on the model, under core's guiders -------------------------------------------------------------------------------
+
+result["on the model"], result["only in a guider"] = {}, {}
+for name, rule in rules.items():
+    error = refused(lambda rule=rule: patch(model, rule))
+    if error:
+        result["only in a guider"][name] = [error, rule.node.name]
+        continue
+    by_guider = ours((rule,)) if "uncond" not in rule.may_ask() and rule.stage is not library.Stage.COMBINE else None
+    result["on the model"][name] = {
+        "CFGGuider": far(alone[name], sampled(core_guider(patch(model, rule)))),
+        "KSampler": far(alone[name], ksampler(patch(model, rule))),
+        "BasicGuider": None if by_guider is None else far(by_guider, basic(patch(model, rule))),
+    }
+
 # --- with core's own nodes --------------------------------------------------------------------------------------------
 
 result["core"], result["core beside"], result["core refused"], nodes = {}, {}, {}, {}
@@ -149,6 +190,13 @@ for name, make in CORE.items():
     if result["core"][name]:
         del nodes[name]
 
+by_node = {
+    node: (
+        ours((cfg,), guided),
+        sampled(call("LGGuider", model=guided, positive=positive, negative=negative, rules=(cfg,))[0], ddpm),
+    )
+    for node, guided in nodes.items()
+}
 for (node, guided), (name, rule) in itertools.product(nodes.items(), rules.items()):
     found = []
     error = refused(lambda rule=rule, guided=guided, found=found: found.append(ours(chain(rule), guided)))
@@ -160,7 +208,48 @@ for (node, guided), (name, rule) in itertools.product(nodes.items(), rules.items
         "finite": bool(torch.isfinite(out).all()),
         "from unguided": far(plain, out),
         "from the rule": far(alone[name], out),
+        "from the node": far(by_node[node][rule.stage is library.Stage.STEP], out),
     }
+
+# --- core's nodes under a rule on the model ------------------------------------------------------------------------------
+
+result["core under a patch"], result["core under a patch refused"] = {}, {}
+for node, guided in nodes.items():
+    by_itself = sampled(core_guider(guided))
+    for name in ("LGClassifierGuidance", "LGMPGD", "LGRescaleGuidance", "LGPerturbedAttention"):
+        found = []
+        error = refused(
+            lambda name=name, guided=guided, found=found: found.append(sampled(core_guider(patch(guided, rules[name]))))
+        )
+        if error:
+            result["core under a patch refused"][f"{node} + {name}"] = error
+            continue
+        result["core under a patch"][f"{node} + {name}"] = {
+            "finite": bool(torch.isfinite(found[0]).all()),
+            "from the node": far(by_itself, found[0]),
+            "from the rule": far(alone[name], found[0]),
+        }
+
+# HyperTile draws its tiles, and cuts nothing smaller than 32 pixels: a larger latent, and the same draws for all
+size, noise_of, latent_of = (16, 24), noise, latent
+latent = torch.zeros(1, 4, *size)
+noise = comfy.sample.prepare_noise(latent, 5)
+tiled = core_node("nodes_hypertile", "HyperTile", tile_size=32, swap_size=2, max_depth=1, scale_depth=False)
+
+
+def drawn(action):
+    torch.manual_seed(3)
+    return action()
+
+
+classifier = rules["LGClassifierGuidance"]
+both = drawn(lambda: ours((cfg, classifier), tiled))
+result["HyperTile"] = {
+    "from the node": far(drawn(lambda: ours((cfg,), tiled)), both),
+    "from the rule": far(drawn(lambda: ours((cfg, classifier))), both),
+    "patch": far(drawn(lambda: sampled(core_guider(patch(tiled, classifier)))), both),
+}
+noise, latent = noise_of, latent_of
 
 # --- pairs ------------------------------------------------------------------------------------------------------------
 

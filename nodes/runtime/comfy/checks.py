@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,3 +100,58 @@ def warn_if_replaced(model: comfy.model_patcher.ModelPatcher, rules: Sequence[An
             *combining,
             *combining,
         )
+
+
+def check_guider(guider: Any, rules: Sequence[Any]) -> None:
+    """Refuse rules on a MODEL under a guider of ComfyUI's that would hand them an estimate they do not mean, or none.
+
+    A guider with a third condition (Dual CFG Guider, Perp-Neg Guider) shows a patch one pair of its three estimates, or a mixture that
+    is none of CFG's; a gradient can be added to what it shows, and a rule that goes by prompt and negative has no meaning there. A
+    guider of two models asks no patch where its cfg is 1.
+
+    Args:
+        guider: What samples: a comfy.samplers.CFGGuider.
+        rules: Those on its model, without a guider's own.
+
+    Raises:
+        UserError: such rules under such a guider.
+    """
+    by_pair = [rule.node.name for rule in rules if rule.stage is not Stage.GRADIENT]
+    third = sorted(set(getattr(guider, "original_conds", ())) - {"positive", "negative"})
+    if by_pair and third and not getattr(guider, "shows_the_pair", False):
+        raise UserError(
+            f"{' and '.join(by_pair)} on a MODEL under {_guider_name(guider)}, which has a third condition ({', '.join(third)}) and "
+            "combines all three in its own way",
+            expected="a guider of a prompt and a negative, such as KSampler or CFGGuider; here, gradient rules alone",
+            mend="use the pack's Guider, with the rule Two-Condition Guidance or Perp-Neg before the others in its chain",
+        )
+    if hasattr(guider, "uncond_model_patcher") and rules and math.isclose(guider.cfg, 1.0):
+        raise UserError(
+            f"{' and '.join(rule.node.name for rule in rules)} on a MODEL under {_guider_name(guider)} at cfg 1, where it asks no rule "
+            "on its model",
+            expected="another cfg, or a guider that does",
+            mend="use CFGGuider or the pack's Guider; the rule Autoguidance guides by a second model",
+        )
+
+
+def _guider_name(guider: Any) -> str:
+    return f"the guider {type(guider).__name__.removeprefix('Guider_')}"
+
+
+def warn_if_overridden(cfg: float, scale: float) -> None:
+    """Log a warning that another node (core's CFG Override) has set a guider's cfg, which the pack's guider does not go by."""
+    log.warning(
+        "A node on this MODEL (CFG Override ...) sets cfg to %.4g, and Guider goes by its chain of rules (%.4g). "
+        "Let the chain say it: Limited Interval or Guidance Curve after the rule that combines, or use CFGGuider.",
+        cfg, scale,
+    )  # fmt: skip
+
+
+def warn_if_never_asked(guider: Any, rules: Sequence[Any]) -> None:
+    """Log a warning that ``guider`` has sampled without asking ``rules`` on its model once."""
+    log.warning(
+        "%s on this MODEL did nothing: %s never asked what is on its model after combining its estimates. "
+        "Use KSampler, CFGGuider or the pack's Guider.",
+        " and ".join(rule.node.name for rule in rules),
+        _guider_name(guider),
+    )

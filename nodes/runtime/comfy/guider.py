@@ -27,7 +27,7 @@ from ....latent_guidance.process import VE_SCALED
 from . import weakened
 from .branches import OtherModel, asked_branches, check_hooks, check_model, other_models, own_conditions
 from .branches import evaluate as evaluate_branches
-from .checks import warn_if_distilled
+from .checks import warn_if_distilled, warn_if_overridden
 from .gradients import check_differentiable, normal_conds, plain_patcher, through
 from .marks import one_run, process_of, rules_on, with_networks
 
@@ -70,12 +70,16 @@ def host_combination(step: Step, model: Any, options: Mapping[str, Any], conds: 
 class Guider(comfy.samplers.CFGGuider):
     """ComfyUI's guider with a chain of rules in the place of its one formula. Make it with :func:`make_guider`."""
 
+    shows_the_pair = True
+    """Whatever conditions its rules bring, hooks on its model are shown the prompt's and the negative's estimates."""
     others: Sequence[OtherModel] = ()
     """The models that rules bring, beside the guider's own."""
     weakened: Mapping[str, Branch] = MappingProxyType({})
     """The weakened passes of the positive condition that rules ask for, by name."""
     rules: Sequence[Any] = ()
     """The guider's own chain, without what is on its model."""
+    overridden = False
+    """Whether it was said that another node sets its cfg."""
 
     def entries(self) -> dict[str, int]:
         """How many network passes each branch is made of: one for every entry of its condition."""
@@ -112,6 +116,9 @@ class Guider(comfy.samplers.CFGGuider):
         options = model_options or {}
         model, positive, negative = self.inner_model, self.conds["positive"], self.conds.get("negative")
         run = self.bound_run(model, options, 1.0)
+        if self.cfg != run.base_scale and not self.overridden:
+            self.overridden = True
+            warn_if_overridden(self.cfg, run.base_scale)
         always = bool(options.get("disable_cfg1_optimization"))
         if always and negative is None and not self.model_options.get("disable_cfg1_optimization"):
             # the sampler has set it: one of ComfyUI's own *_cfg_pp

@@ -19,7 +19,7 @@ from ....latent_guidance.guidance.record import Record
 from ....latent_guidance.guidance.report import REPORTS
 from ....latent_guidance.process import Process, process_from_alpha
 from .branches import OtherModel
-from .checks import check_channels, check_latents, warn_if_replaced
+from .checks import check_channels, check_guider, check_latents, warn_if_never_asked, warn_if_replaced
 from .gradients import unscaled
 from .memory import reserve
 
@@ -85,27 +85,37 @@ def _hooks(model_options: Mapping[str, Any]) -> int:
 
 
 def one_run(
-    model: comfy.model_patcher.ModelPatcher, rules: Sequence[Any], record: Callable[[], Record] | None = None
+    model: comfy.model_patcher.ModelPatcher,
+    rules: Sequence[Any],
+    record: Callable[[], Record] | None = None,
+    *,
+    by_patch: bool = False,
 ) -> Callable[..., GuidanceRun]:
     """``run(model, model_options, base_scale)``, the rules bound to the sampling in progress.
 
     An OUTER_SAMPLE wrapper on ``model`` opens and closes it, so that state lives for one sampling, nested ones included. Made of
-    closures: ComfyUI deep-copies whatever objects it finds in model_options. ``record`` makes
-    what keeps the report of a sampling, to be found by the latents in which the sampling ends.
+    closures: ComfyUI deep-copies whatever objects it finds in model_options. ``record`` makes what keeps the report of a sampling, to
+    be found by the latents in which the sampling ends. ``by_patch``: whatever guider samples is to ask the rules, and is checked.
     """
     rules = tuple(rules)
     open_runs: list[dict[str, Any]] = []
 
-    def outer_sample(executor: Any, noise: Tensor, latent: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def outer_sample(
+        executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
         patcher = executor.class_obj.model_patcher  # as it is now: nodes after ours may have changed what it samples
+        if by_patch:
+            check_guider(executor.class_obj, rules)
         check_latents(patcher, rules)
         check_channels(patcher, latent)
         warn_if_replaced(patcher, rules)
         open_runs.append({"hooks": _hooks(executor.class_obj.model_options)})
         try:
-            samples = executor(noise, latent, *args, **kwargs)
+            samples = executor(noise, latent, sampler, sigmas, *args, **kwargs)
         finally:
             done = open_runs.pop()
+        if by_patch and "run" not in done and len(sigmas) > 1:
+            warn_if_never_asked(executor.class_obj, rules)
         if "run" in done and done["run"].record is not None:
             REPORTS.keep(samples, done["run"].record)
         return samples

@@ -41,7 +41,7 @@ def patch_model(
     weakened.check(passes.values(), model.get_model_object("diffusion_model"))
     changes_branches = any(rule.stage is Stage.BRANCHES for rule in rules)
     patched = with_networks(model, rules)
-    run = one_run(patched, rules, (lambda: Record("model")) if report else None)
+    run = one_run(patched, rules, (lambda: Record("model")) if report else None, by_patch=True)
 
     def guide(args: dict[str, Any]) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -1,4 +1,4 @@
-"""A window that holds none of a run's noise levels is said, once, in words; one that holds a single one is not."""
+"""A rule that does nothing in a run is said, once, in words: by its window, or because nothing guides; one that acts once is not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 import pytest
 import torch
 
-from latent_guidance.guidance import ClassifierGuidance, ClassifierMeanShift, GuidanceRun, LimitedInterval
+from latent_guidance.guidance import CFG, RULES, ClassifierGuidance, ClassifierMeanShift, GuidanceRun, LimitedInterval
+from latent_guidance.guidance.base import Rule, Stage
 from latent_guidance.guidance.steps import sampler_options
 from latent_guidance.process import RECTIFIED_FLOW, VE_SCALED, Process
 
@@ -23,7 +24,7 @@ def warnings(caplog: pytest.LogCaptureFixture, rule: object, process: Process = 
         if isinstance(rule, ClassifierMeanShift):
             sampler_options([rule], process, sigmas)
         else:
-            GuidanceRun([rule], process, sigmas=sigmas)  # type: ignore[list-item]
+            GuidanceRun([rule], process, sigmas=sigmas, base_scale=4.0)  # type: ignore[list-item]
     return [record.getMessage() for record in caplog.records]
 
 
@@ -55,3 +56,24 @@ def test_turns_and_the_classifiers_own_range_count(
     [message] = warnings(caplog, ClassifierGuidance(classifier=untrained, label="cat"))
     assert "trained at 0.00248 to 0.0183" in message
     assert warnings(caplog, ClassifierGuidance(classifier=untrained, label="cat", guidance_scale=0.0)) == []
+
+
+CHANGING = [kind for kind in RULES if kind.stage in (Stage.SCALE, Stage.BRANCHES)]
+
+
+@pytest.mark.parametrize("kind", CHANGING, ids=lambda kind: kind.node.id)
+def test_what_changes_guidance_is_said_where_nothing_guides(kind: type[Rule], caplog: pytest.LogCaptureFixture) -> None:
+    def said(*before: Rule, base_scale: float = 1.0) -> list[str]:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="latent_guidance"):
+            GuidanceRun([*before, kind()], VE_SCALED, sigmas=SIGMAS, base_scale=base_scale)
+        return [record.getMessage() for record in caplog.records]
+
+    [message] = said()
+    assert message.startswith(f"{kind.node.name} does nothing") and "Classifier-Free Guidance (CFG)" in message
+    assert "cfg above 1" in message
+    assert said(base_scale=4.0) == said(CFG(guidance_scale=4.0)) == []
+    x, cond = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    run = GuidanceRun([kind()], VE_SCALED, sigmas=SIGMAS)  # that the words are true
+    found = run(x, torch.full((2,), 4.0), lambda names: {"cond": cond} | {n: 0 * cond for n in names if n != "cond"})
+    torch.testing.assert_close(found, cond)

@@ -1,0 +1,165 @@
+"""Runs inside ComfyUI (see inside.py): rules on a MODEL under guiders that combine their estimates in a way of their own."""
+
+# ruff: noqa: ANN001, ANN003, ANN201, ANN202
+import comfy.samplers
+import stage
+import torch
+from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+from comfy_extras.nodes_perpneg import Guider_PerpNeg
+from inside import call, far, part, refused, result
+
+model, clip, _ = call("LGLoadCheckpoint", checkpoint="tiny")
+(positive,) = call("LGTextEncode", clip=clip, text="a red apple")
+(middle,) = call("LGTextEncode", clip=clip, text="a blue flag")
+(negative,) = call("LGNullConditioning", clip=clip)
+classifier = stage.classifier_for(part("nodes.runtime.comfy.checks").latents_of(model.model.latent_format))
+here = stage.Stage(model, positive, negative, torch.zeros(1, 4, 8, 12), steps=4)
+raw = stage.rule(classifier, scaling="raw", scale=60.0)
+relative = stage.rule(classifier, scale=3.0)
+x, SIGMA = here.noise * 3.0, 2.0
+
+
+def estimate(guider):
+    """What a guider makes of x at one noise level."""
+    found = []
+
+    def take(step_model, start, sigmas, extra_args=None, **_):
+        found.append(step_model(x, torch.full((len(x),), SIGMA), **extra_args))
+        return start
+
+    guider.sample(here.noise, here.latent, comfy.samplers.KSAMPLER(take), here.sigmas, disable_pbar=True, seed=5)
+    return found[0]
+
+
+def dual(guided, nested=False):
+    guider = Guider_DualCFG(guided)
+    guider.set_conds(positive, middle, negative)
+    guider.set_cfg(4.0, 1.5, nested=nested)
+    return guider
+
+
+def perp_neg(guided):
+    guider = Guider_PerpNeg(guided)
+    guider.set_conds(positive, middle, negative)
+    guider.set_cfg(4.0, 1.2)
+    return guider
+
+
+def with_cfg(guided, scale=4.0):
+    guider = comfy.samplers.CFGGuider(guided)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(scale)
+    return guider
+
+
+def two_conditions(rules=()):
+    inputs = dict(condition=middle, first_scale=1.5, second_scale=4.0, form="nested")
+    return call("LGTwoConditions", rules=rules, **inputs)[0]
+
+
+def perp_neg_rule(rules=()):
+    return call("LGPerpNeg", negative=middle, guidance_scale=4.0, negative_scale=1.2, rules=rules)[0]
+
+
+# --- gradients are added to what the guider shows -------------------------------------------------------------------
+
+patched = stage.patch(model, raw)
+added = estimate(with_cfg(patched)) - estimate(with_cfg(model))
+result["added"] = far(estimate(with_cfg(model)), estimate(with_cfg(patched)))
+for name, guider, times in (
+    ("dual", dual, 1.0),
+    ("dual nested", lambda guided: dual(guided, nested=True), 1.5),
+    ("perp-neg", perp_neg, 1.0),
+):
+    result[f"{name}: adds"] = far(added * times, estimate(guider(patched)) - estimate(guider(model)))
+result["dual nested: is not once"] = far(added, estimate(dual(patched, True)) - estimate(dual(model, True)))
+result["dual: the guider's rule"] = far(here.ours(stage.rule(classifier, two_conditions(), scaling="raw", scale=60.0)),
+                                        here.run(dual(patched)))  # fmt: skip
+result["perp-neg: the guider's rule"] = far(
+    here.ours(stage.rule(classifier, perp_neg_rule(), scaling="raw", scale=60.0)), here.run(perp_neg(patched))
+)
+by_shown = stage.patch(model, relative)  # its strength goes by the estimate that it is shown
+result["relative: dual"] = far(here.ours(stage.rule(classifier, two_conditions(), scale=3.0)), here.run(dual(by_shown)))
+result["relative: perp-neg"] = far(
+    here.ours(stage.rule(classifier, perp_neg_rule(), scale=3.0)), here.run(perp_neg(by_shown))
+)
+
+# --- rules that go by prompt and negative are refused under a third condition -------------------------------------------
+
+(rescale,) = call("LGRescaleGuidance", phi=0.7)
+(interval,) = call("LGLimitedInterval", sigma_lo=0.0, sigma_hi=5.0)
+result["refused"] = {
+    f"{kind} under {name}": refused(lambda guider=guider, rules=rules: estimate(guider(stage.patch(model, rules))))
+    for kind, rules in (("cfg", stage.cfg(4.0)), ("rescale", rescale), ("interval", interval))
+    for name, guider in (("dual", dual), ("perp-neg", perp_neg))
+}
+result["our guider's conditions are no third"] = refused(
+    lambda: here.ours(two_conditions(), stage.patch(model, rescale))
+)
+
+# --- a guider of two models ----------------------------------------------------------------------------------------------
+
+try:
+    from comfy_extras.nodes_custom_sampler import Guider_DualModel
+except ImportError:
+    result["two models"] = None
+else:
+
+    def dual_model(guided, scale):
+        guider = Guider_DualModel(guided, model)
+        guider.set_conds(positive, negative)
+        guider.set_cfg(scale)
+        return guider
+
+    both = stage.rule(classifier, stage.cfg(3.0))
+    result["two models"] = {
+        "gradient": far(here.core(stage.patch(model, raw), 4.0), here.run(dual_model(patched, 4.0))),
+        "cfg and gradient": far(here.ours(both), here.run(dual_model(stage.patch(model, both), 4.0))),
+        "at cfg 1": refused(lambda: estimate(dual_model(patched, 1.0))),
+    }
+
+# --- a guider that asks nobody ---------------------------------------------------------------------------------------------
+
+
+class Deaf(comfy.samplers.CFGGuider):
+    """Somebody's guider, which goes by the prompt's estimate and by no node's hook."""
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+        conds = [self.conds["positive"]]
+        return comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, model_options)[0]
+
+
+def deaf(guided):
+    guider = Deaf(guided)
+    guider.set_conds(positive, negative)
+    return guider
+
+
+with stage.noted() as warnings:
+    result["deaf: unguided"] = far(here.run(deaf(model)), here.run(deaf(patched)))
+result["deaf"] = warnings
+with stage.noted() as warnings:
+    here.run(with_cfg(patched))
+    here.sigmas = here.sigmas[:1]
+    here.run(deaf(patched))  # no step, nothing to ask for
+result["not deaf"] = warnings
+
+# --- a node that sets a guider's cfg ---------------------------------------------------------------------------------------
+
+import comfy_extras.nodes_custom_sampler as core_nodes  # noqa: E402
+
+here.sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 4)
+if hasattr(core_nodes, "CFGOverride"):
+    (overridden,) = core_nodes.CFGOverride.execute(model, 2.0, 0.0, 1.0).result
+    with stage.noted() as warnings:
+        guider = here.guider(stage.cfg(4.0), overridden)
+        found = [here.run(guider), here.run(guider)]
+    result["overridden"] = {
+        "warnings": warnings,
+        "our scale": max(far(here.ours(stage.cfg(4.0)), one) for one in found),
+        "a gradient on the model": far(
+            here.core(stage.patch(model, raw), 2.0), here.core(stage.patch(overridden, raw), 4.0)
+        ),
+    }
+else:
+    result["overridden"] = None
