@@ -54,7 +54,8 @@ class ClassifierGuidance(ClassifierRule):
             label_zh="强度换算",
             help="raw: the papers' scale; relative: guidance_scale is the fraction of x - denoised that is added (0.1 to 1; on the emoji "
             "model 0.2); entropy: raised where the classifier is already sure.",
-            help_zh="raw：论文中的强度；relative：所加项占 x - denoised 长度的比例（0.1 到 1；emoji 模型上为 0.2）；entropy：分类器已有把握时提高强度。",
+            help_zh="raw：论文中的强度；relative：所加项占 x - denoised 长度的比例（0.1 到 1；emoji 模型上为 0.2）；"
+            "entropy：分类器已有把握时提高强度。",
         ),
     ] = "raw"
     form: Annotated[

@@ -83,7 +83,11 @@ def load_image_folder(folder: Path) -> ImageFolder:
         try:
             with Image.open(folder / line["file_name"]) as picture:
                 pictures.append(np.asarray(picture.convert("RGB")))
-        except (OSError, SyntaxError, ValueError) as error:  # as Pillow names files cut short, of another kind, or damaged
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+        ) as error:  # as Pillow names files cut short, of another kind, or damaged
             raise UserError(
                 f"{folder / line['file_name']} cannot be read as a picture: {error}",
                 expected="a whole picture file",

@@ -58,4 +58,4 @@ def test_the_examples_of_classifier_guidance(curves: dict[str, float], tool: Mod
 
 @pytest.mark.parametrize("tool", ["results_picture"], indirect=True)
 def test_the_readmes_picture(curves: dict[str, float], tool: ModuleType) -> None:
-    assert (tool.CFG_SCALE, tool.CLASSIFIER_SCALE) == (curves["Classifier-free (CFG)"], curves["Classifier, raw"])
+    assert (curves["Classifier-free (CFG)"], curves["Classifier, raw"]) == (tool.CFG_SCALE, tool.CLASSIFIER_SCALE)
