@@ -45,6 +45,34 @@ def test_the_editor_gets_every_node_as_it_is_declared(
     assert "tiny" in info["LGLoadClassifier"]["input"]["required"]["classifier"][0]
 
 
+def test_the_editor_finds_nodes_by_their_other_names(server: Server, embedded: dict[str, type]) -> None:
+    """Newer ComfyUIs send them along: all of a node's, or none."""
+    info = server.json("/object_info")
+    if "search_aliases" not in info["KSampler"]:
+        pytest.skip("this ComfyUI has no search aliases")
+    wanted = {node_id: getattr(node, "SEARCH_ALIASES", []) for node_id, node in embedded.items()}
+    assert {node_id: info[node_id]["search_aliases"] for node_id in embedded} == wanted
+    assert all(aliases for node_id, aliases in wanted.items() if hasattr(embedded[node_id], "RULE"))
+
+
+@pytest.mark.parametrize("locale", ["en", "zh"])
+def test_the_editor_gets_every_nodes_help_page(server: Server, embedded: dict[str, type], locale: str) -> None:
+    """From where it asks for a page: under the name of the pack's folder, by node and language."""
+    info, pages = server.json("/object_info"), {}
+    for node_id in embedded:
+        kind, folder = info[node_id]["python_module"].split(".")[:2]
+        assert kind == "custom_nodes", "other nodes' pages are asked for elsewhere"
+        pages[node_id] = server.get(f"/extensions/{folder}/docs/{node_id}/{locale}.md").decode("utf-8")
+    for node_id, page in pages.items():
+        node: Any = embedded[node_id]
+        name, words = info[node_id]["display_name"], node.DESCRIPTION
+        if locale == "zh":
+            name, words = node.ZH["display_name"], node.ZH["description"]
+        assert page.startswith(f"# {name}\n") and words in page, node_id
+        for put in [put for group in node.INPUT_TYPES().values() for put in group]:
+            assert f"**{put}**" in page or f"(`{put}`)" in page, (node_id, put)
+
+
 def test_the_editor_offers_the_example_workflows(server: Server) -> None:
     listed = server.json("/api/workflow_templates")
     mine = next(found for name, found in listed.items() if "latent_guidance" in name)
