@@ -1,7 +1,9 @@
 """Runs inside ComfyUI (see inside.py): what guidance asks ComfyUI's memory management for, and how it is interrupted."""
 
 # ruff: noqa: ANN001, ANN002, ANN003, ANN201, ANN204, ANN205
+import gc
 import importlib
+import weakref
 from collections import namedtuple
 
 import comfy.model_management
@@ -143,6 +145,73 @@ both = call(
 said = refused(lambda: stage.ours(call("LGTrainingFreeGuidance", loss=both, **tfg)[0]))
 result["interrupted, classifier"] = [said, both.loss_2.asked]
 comfy.model_management.interrupt_current_processing(False)
+
+# what is left in memory after a run through the network: done, failed, and interrupted
+
+
+class Saved:
+    """What autograd keeps of a tensor, for as long as its graph lives."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor.detach()  # without the graph, which would keep itself
+        graphs.add(self)
+        most[0] = max(most[0], len(graphs))
+
+
+class Fails(Sum):
+    """A loss that fails at its second time, when the network has its graph."""
+
+    def __call__(self, estimate):
+        if self.asked == 1:
+            raise ValueError("on purpose")
+        return super().__call__(estimate)
+
+
+def living():
+    """Bytes of all tensors that Python knows of."""
+    gc.collect()
+    storages = [each.untyped_storage() for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+
+def through_once(make, errors):
+    """Sample by DPS and the loss that ``make`` makes, keep its error in ``errors``; weak references to what took part."""
+    loss = make()
+    guider = stage.guider(call("LGDPS", loss=loss, rules=cfg(2.0))[0])
+    try:
+        stage.run(guider)
+    except BaseException as error:  # an interrupt is no Exception in newer ComfyUIs
+        errors.append(error)
+    comfy.model_management.interrupt_current_processing(False)
+    return [weakref.ref(found) for found in (loss, guider, guider.model_patcher)]
+
+
+def left_of(make):
+    """What is still there after such a run, while its error is kept and after that."""
+    through_once(make, [])  # makes what is made once
+    before, errors = living(), []
+    most[0] = 0
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        parts = through_once(make, errors)
+    said, kept = "".join(type(error).__name__ for error in errors), [len(graphs), living() - before]
+    errors.clear()
+    bytes_left = living() - before
+    return {
+        "said": said, "at most": most[0], "graph, error kept": kept[0], "bytes, error kept": kept[1],
+        "graph": len(graphs), "bytes": bytes_left, "parts": sum(found() is not None for found in parts),
+    }  # fmt: skip
+
+
+def interrupting():
+    """A loss that interrupts ComfyUI at its second time, and then asks a classifier, who hears of it."""
+    heard = call("LGLossClassLabel", classifier=classifier, label="cat")[0]
+    return call("LGLossSum", loss_1=Sum(stop=2), loss_2=heard)[0]
+
+
+graphs, most = weakref.WeakSet(), [0]
+result["left"] = {
+    "done": left_of(Sum), "failed": left_of(Fails), "interrupted": left_of(interrupting),
+}  # fmt: skip
 
 # several GPUs, and networks under dynamic VRAM
 spread = model.clone()

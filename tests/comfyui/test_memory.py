@@ -82,6 +82,17 @@ def test_an_interrupt_is_heard_inside_a_step(measured: dict[str, Any], by: str) 
     assert said.startswith("InterruptProcessingException") and asked == 30
 
 
+@pytest.mark.parametrize(
+    ("how", "error"), [("done", ""), ("failed", "ValueError"), ("interrupted", "InterruptProcessingException")]
+)
+def test_a_run_through_the_network_leaves_nothing_in_memory(measured: dict[str, Any], how: str, error: str) -> None:
+    """No graph, no tensor, and nothing of the run; as long as somebody keeps its error, the graph that it broke off is there."""
+    found = measured["left"][how]
+    assert found["said"] == error and found["at most"] > 100
+    assert (found["graph"], found["bytes"], found["parts"]) == (0, 0, 0)
+    assert (found["graph, error kept"] > 100) == (found["bytes, error kept"] > 0) == bool(error)
+
+
 def test_a_model_on_several_gpus_is_refused_under_a_gradient_through_it(measured: dict[str, Any]) -> None:
     assert "several GPUs" in measured["several GPUs"] and "MPGD" in measured["several GPUs"]
     assert measured["several GPUs, a leaf"] == ""
