@@ -163,3 +163,35 @@ if hasattr(core_nodes, "CFGOverride"):
     }
 else:
     result["overridden"] = None
+
+# --- what another pack's node leaves behind when it fails -------------------------------------------------------------------
+
+both = stage.rule(classifier, stage.cfg(4.0))
+before = {"guider": here.ours(both), "patch": here.core(stage.patch(model, raw), 4.0)}
+
+
+def failing(args):
+    raise RuntimeError("another pack's node failed")
+
+
+broken = model.clone()
+broken.set_model_sampler_post_cfg_function(failing)
+result["foreign: failed"] = [
+    refused(lambda: here.ours(both, broken)),
+    refused(lambda: here.core(stage.patch(broken, raw), 4.0)),
+]
+
+
+def passing(module, name):
+    """The function that stands there, called through one of somebody's own, which nobody takes away again."""
+    standing = getattr(module, name)
+    setattr(module, name, lambda *args, **kwargs: standing(*args, **kwargs))
+
+
+for name in ("sampling_function", "cfg_function", "calc_cond_batch"):
+    passing(comfy.samplers, name)
+passing(comfy.samplers.CFGGuider, "predict_noise")
+passing(comfy.samplers.CFGGuider, "outer_sample")
+torch.set_grad_enabled(False)
+after = {"guider": here.ours(both), "patch": here.core(stage.patch(model, raw), 4.0)}
+result["foreign: after it"] = {name: far(before[name], after[name]) for name in before}

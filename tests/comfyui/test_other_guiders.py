@@ -70,3 +70,9 @@ def test_a_node_that_sets_cfg_acts_on_the_model_and_is_named_in_our_guider(measu
     [message] = found["warnings"]
     assert "CFG Override" in message and "sets cfg to 2" in message and "(4)" in message
     assert found["our scale"] <= SAME and found["a gradient on the model"] <= SAME
+
+
+def test_another_packs_node_that_failed_changes_nothing_afterwards(measured: dict[str, Any]) -> None:
+    """Neither a hook of its own that raised in the middle of our run, nor functions of ComfyUI's that it wrapped and left so."""
+    assert measured["foreign: failed"] == ["RuntimeError: another pack's node failed"] * 2
+    assert measured["foreign: after it"] == {"guider": 0, "patch": 0}
