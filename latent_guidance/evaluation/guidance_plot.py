@@ -45,7 +45,7 @@ def _curve(name: str, rows: Iterable[tuple[dict[str, Any], Sequence[float | None
 
 
 def _named(chain: Chain, several: bool) -> str:
-    return f" (on the {chain.on})" if several else ""
+    return f" ({'in' if chain.on == 'sampler' else 'on'} the {chain.on})" if several else ""
 
 
 def _panels(report: Report) -> list[tuple[str, list[Curve]]]:

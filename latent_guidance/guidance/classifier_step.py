@@ -33,12 +33,20 @@ class ClassifierStepRule(ClassifierRule):
         ),
     ] = "raw"
 
-    def step_gradient(self, process: Process, sigmas: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
-        """``gradient(x, sigma) -> w * grad_x log p(y | x)`` for x (B, C, H, W) in the coordinates of ``process``, sigma (B,)."""
+    def step_gradient(
+        self, process: Process, sigmas: Tensor | None = None, note: Callable[[str, Tensor], None] | None = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """``gradient(x, sigma) -> w * grad_x log p(y | x)`` for x (B, C, H, W) in the coordinates of ``process``, sigma (B,).
+
+        Args:
+            process: what x is.
+            sigmas: the run's noise levels (N + 1,), or None if unknown.
+            note: takes the probability (B,) of the label, for a report; None where nobody keeps one.
+        """
 
         def gradient(x: Tensor, sigma: Tensor) -> Tensor:
             index = step_index(sigma, sigmas)
-            unit_gradient = self.gradient(process, x, sigma, index, by_entropy=self.scaling == "entropy")
+            unit_gradient = self.gradient(process, x, sigma, index, by_entropy=self.scaling == "entropy", note=note)
             return expand(process.unit_scale(sigma), x) * unit_gradient
 
         return gradient

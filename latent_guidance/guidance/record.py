@@ -8,6 +8,7 @@ have been without its act, taken at the place in the chain where it acts:
 
 - COMBINE: the guided estimate less the conditional one, so (w - 1) Δ for CFG;
 - POST and GRADIENT: the estimate after the rule less the one before it;
+- STEP, inside a sampler's step: what its gradient would add to D in the score form, at the noise level at which it is taken;
 - SCALE: (w after - w before) Δ, and BRANCHES: the change of D_u + w (D_c - D_u). Both are read through plain CFG, whatever
   combines the branches later. Where a rule saved the unconditional pass Δ is unknown, and so is its contribution.
 """
@@ -62,8 +63,8 @@ class Record:
     """The calls of one run, in order; a :class:`~.run.GuidanceRun` fills it.
 
     Args:
-        on: what the chain guides, "guider" or "model" (a patch under a guider that evaluates the branches itself, whose passes
-            the record cannot know).
+        on: what the chain guides: "guider"; "model" (a patch under a guider that evaluates the branches itself, whose passes
+            the record cannot know); or "sampler", whose rules act inside its step (:meth:`acted` fills that one).
         entries: number of network passes that a branch is made of, where it is not one.
     """
 
@@ -97,7 +98,7 @@ class Record:
         """Network passes that ``call`` was made of; None for a chain on a model."""
         return (
             None
-            if self.on == "model"
+            if self.on != "guider"
             else sum(self.entries.get(name, 1) * self._pieces.get(name, 1) for name in call.branches)
         )
 
@@ -129,6 +130,17 @@ class Record:
             self._scale_changes[name] = self._scale_changes.get(name, 0) + change
         if after.guided is None:
             self._met = after
+
+    def acted(self, name: str, index: int | None, sigma: Tensor, size: Tensor) -> None:
+        """The rule called ``name`` acted inside a sampler's step at ``sigma`` (B,), by ``size`` (B,); rules at one level share a call."""
+        shared = bool(self.calls) and self.calls[-1].index == index and name not in self.calls[-1].contributions
+        if not (shared and torch.equal(self.calls[-1].sigma, sigma)):
+            self.calls.append(Call(index, sigma.detach().clone(), torch.full_like(sigma, torch.nan)))
+        call = self.calls[-1]
+        call.contributions[name] = size.detach()
+        if self._noted:
+            call.notes[name] = self._noted
+            self._noted = {}
 
     def end(self, guided: Tensor) -> None:
         """The call is done and answers ``guided`` (B, ...)."""

@@ -57,7 +57,7 @@ class Chain:
     """One chain of rules of a run.
 
     Attributes:
-        on: "guider", or "model" for rules on a model under a guider of ComfyUI's.
+        on: "guider"; "model" for rules on a model under a guider of ComfyUI's; or "sampler" for rules inside its steps.
         rules: display names, in the order of the chain.
         rows: one a call, in order; each holds ``call`` and ``step`` (numbers from 0; step None if unknown), ``sigma``,
             ``guidance_scale``, ``delta``, ``denoised`` (lists with a number per sample; delta None where it was not made),
@@ -79,7 +79,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Report:
-    """What guided one run: mostly one chain; two if rules were in a guider and on its model, in ComfyUI."""
+    """What guided one run: mostly one chain; more if rules were in a guider and on its model (in ComfyUI) or in the sampler."""
 
     chains: tuple[Chain, ...]
 

@@ -11,9 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
-from ..process import Process
+from ..process import Process, expand
 from .base import Stage, network_key
+from .gradient import score_form
 from .idle import warn_of_closed_windows
+from .record import Record, root_mean_square
+from .run import rule_names, step_index
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
 
@@ -63,21 +66,41 @@ def check_not_twice(guiding: Sequence[Any], step_rules: Sequence[Any]) -> None:
                 )
 
 
-def sampler_options(rules: Sequence[Any], process: Process, sigmas: Tensor) -> dict[str, Any]:
+def sampler_options(
+    rules: Sequence[Any], process: Process, sigmas: Tensor, record: Record | None = None
+) -> dict[str, Any]:
     """The keyword arguments that make a ``sample_*`` function apply step ``rules``; several of one kind add up.
 
     Args:
         rules: step rules that passed :func:`check_step_rules`.
         process: what x is.
         sigmas: the run's noise levels (N + 1,).
+        record: what keeps the run's report, made with ``Record("sampler")``; None keeps none, at no cost.
     """
     warn_of_closed_windows(rules, process, sigmas)
     gradients: dict[str, list[Gradient]] = {}
     options: dict[str, Any] = {}
-    for rule in rules:
-        gradients.setdefault(rule.sampler_option, []).append(rule.step_gradient(process, sigmas))
+    names = rule_names(rules)
+    if record is not None:
+        record.describe(names, {})
+    for name, rule in zip(names, rules, strict=True):
+        gradient = rule.step_gradient(process, sigmas, None if record is None else record.note)
+        recording = gradient if record is None else _recording(gradient, record, name, process, sigmas)
+        gradients.setdefault(rule.sampler_option, []).append(recording)
         options.update(rule.sampler_options())
     return {name: _sum(parts) for name, parts in gradients.items()} | options
+
+
+def _recording(gradient: Gradient, record: Record, name: str, process: Process, sigmas: Tensor) -> Gradient:
+    """``gradient`` of the rule called ``name``, with each of its answers in ``record``: what it would add to D in the score form."""
+
+    def recorded(x: Tensor, sigma: Tensor) -> Tensor:
+        found = gradient(x, sigma)
+        shift = score_form(process, found / expand(process.unit_scale(sigma), x), sigma)
+        record.acted(name, step_index(sigma, sigmas), sigma, root_mean_square(shift))
+        return found
+
+    return recorded
 
 
 def _sum(parts: list[Gradient]) -> Gradient:

@@ -17,6 +17,7 @@ from ..denoiser import Denoiser
 from ..errors import UserError
 from ..guidance import Rule, check_chain, check_order
 from ..guidance.latents import Latents
+from ..guidance.record import Record
 from ..noise import SeededNoise, batch_noise
 from ..process import Process
 from . import memory
@@ -194,7 +195,7 @@ class Sampler:
     """A SAMPLER: a library ``sample_*`` function, its options, and rules that act inside its step.
 
     ``noise`` makes the noise of the steps, ``noise(x, sigmas, NOISE) -> noise sampler``; None for samplers that add none.
-    ``step_options(process, sigmas)`` makes the options that ``step_rules`` come to. ``levels(sigmas, schedule)`` makes the levels
+    ``step_options(process, sigmas, record)`` makes the options that ``step_rules`` come to. ``levels(sigmas, schedule)`` makes the levels
     that the function itself goes through, where they are not those at which the run starts and its noise is laid out.
     """
 
@@ -202,7 +203,7 @@ class Sampler:
     options: Mapping[str, Any] = field(default_factory=dict)
     step_rules: tuple[Any, ...] = ()
     noise: Callable[[Tensor, Tensor, Noise], Any] | None = None
-    step_options: Callable[[Process, Tensor], Mapping[str, Any]] | None = None
+    step_options: Callable[[Process, Tensor, Record | None], Mapping[str, Any]] | None = None
     levels: Callable[[Tensor, Schedule], Tensor] | None = None
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..guidance import check_by_uncond
+from ..guidance.record import Record
 from ..guidance.report import REPORTS
 from ..guidance.steps import check_not_twice
 from ..samplers import CFG_PP, GO_BY_UNCOND
@@ -109,8 +110,9 @@ def sample(
     x = process.alpha(first) * clean + scale * drawn.to(model.device)
 
     options = dict(sampler.options)
+    in_steps = Record("sampler") if sampler.step_rules and denoiser.run.record is not None else None
     if sampler.step_options is not None:
-        options.update(sampler.step_options(process, sigmas))
+        options.update(sampler.step_options(process, sigmas, in_steps))
     if sampler.noise is not None:
         options["noise_sampler"] = sampler.noise(x, sigmas, noise or Noise(0))
     levels = sigmas if sampler.levels is None else sampler.levels(sigmas, model.schedule)
@@ -139,4 +141,6 @@ def sample(
         )
     if denoiser.run.record is not None:
         REPORTS.keep(result, denoiser.run.record)
+    if in_steps is not None:
+        REPORTS.keep(result, in_steps)
     return result, (last[0] / factor).float().cpu() if last else result

@@ -208,8 +208,8 @@ def make_sampler(
     check_step_rules(step_rules)
     rules = tuple(step_rules)
 
-    def step_options(process: Any, sigmas: Tensor) -> dict[str, Any]:
-        return sampler_options(rules, process, sigmas)
+    def step_options(process: Any, sigmas: Tensor, record: Any) -> dict[str, Any]:
+        return sampler_options(rules, process, sigmas, record)
 
     return Sampler(function, dict(options), rules, noise=_seeded_steps, step_options=step_options)
 

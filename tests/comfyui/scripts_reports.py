@@ -75,4 +75,22 @@ stock = comfy.sample.sample(
     patched, noise, STEPS, 4.0, "euler", "karras", positive, negative, latent, seed=5, disable_pbar=True
 )
 result["on the model"] = table(stock)
+step = dict(combine="any", sigma_lo=0.0, sigma_hi=1000.0, every_k=1, clip=1000.0, scaling="raw", at="x_t")
+(shift,) = call("LGClassifierMeanShift", classifier=classifier, label="Flags", guidance_scale=20.0, **step)
+(ddpm,) = call("LGSamplerDDPM", variance="beta", rules=shift)
+
+
+def by_ddpm(guider):
+    return guider.sample(noise, latent, ddpm, sigmas, disable_pbar=True, seed=5)
+
+
+result["in the steps"] = table(by_ddpm(guider_of(cfg)[0]))
+result["in the steps: same picture"] = far(by_ddpm(guider_of(cfg)[0]), by_ddpm(guider_of(cfg, report=False)[0]))
+(on_model,) = call("LGApplyGuidance", model=model, rules=call("LGRescaleGuidance", phi=0.7)[0], report=True)
+core = comfy.samplers.CFGGuider(on_model)
+core.set_conds(positive, negative)
+core.set_cfg(4.0)
+result["in the steps, on the model"] = table(by_ddpm(core))
+result["in the steps, guider and model"] = table(by_ddpm(guider_of(cfg, on_model)[0]))
+result["nothing stays on a guider"] = [name for name in vars(core) if "latent_guidance" in name]
 result["guider and model"] = table(sampled(guider_of(cfg, patched)[0]))

@@ -12,6 +12,7 @@ from .comfy import Server, run_inside
 from .test_workflows import workflow
 
 CFG, CLASSIFIER = "Classifier-Free Guidance (CFG)", "Classifier Guidance"
+SHIFT = "Classifier Mean Shift (DDPM)"
 STEPS, BATCH = 4, 2
 
 
@@ -52,6 +53,19 @@ def test_a_report_is_of_its_own_run(measured: dict[str, Any]) -> None:
     assert measured["a copy is found"] is True and measured["same picture"] == 0
     assert measured["plot"][0] == 1 and measured["plot"][3] == 3
     assert measured["refused"].startswith("UserError") and "denoised_output" in measured["refused"]
+
+
+def test_rules_inside_the_samplers_steps_report_beside_the_guiders(measured: dict[str, Any]) -> None:
+    guider, steps = measured["in the steps"]
+    assert (guider["on"], steps["on"], steps["rules"]) == ("guider", "sampler", [SHIFT])
+    assert [row["step"] for row in steps["rows"]] == [0, 1, 2, 3]
+    assert all(min(row["contributions"][SHIFT]) > 0 for row in steps["rows"])
+    assert all(0 < p < 1 for row in steps["rows"] for p in row["notes"][SHIFT]["probability"])
+    assert measured["in the steps: same picture"] == 0
+    assert [chain["on"] for chain in measured["in the steps, on the model"]] == ["model", "sampler"]
+    chains = [chain["on"] for chain in measured["in the steps, guider and model"]]
+    assert sorted(chains) == ["guider", "model", "sampler"]
+    assert measured["nothing stays on a guider"] == []
 
 
 def test_rules_on_a_model_report_under_ksampler_and_beside_a_guiders(measured: dict[str, Any]) -> None:

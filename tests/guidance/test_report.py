@@ -13,6 +13,8 @@ from latent_guidance.errors import UserError
 from latent_guidance.guidance import (
     CFG,
     ClassifierGuidance,
+    ClassifierMeanShift,
+    ClassifierPostStep,
     Guider,
     LimitedInterval,
     MomentumGuidance,
@@ -24,8 +26,9 @@ from latent_guidance.guidance import (
 from latent_guidance.guidance.record import HOST, Record
 from latent_guidance.guidance.report import Report, Reports
 from latent_guidance.guidance.run import GuidanceRun
+from latent_guidance.guidance.steps import sampler_options
 from latent_guidance.process import VE_SCALED
-from latent_guidance.samplers import sample_euler, sample_heun
+from latent_guidance.samplers import Recurrence, sample_ddpm, sample_euler, sample_heun
 
 from .conftest import SmallClassifier, latents
 from .test_run import Recorder, cond_of
@@ -133,6 +136,68 @@ def test_a_regression_head_notes_its_score(classifier: SmallClassifier) -> None:
         assert row["notes"]["Classifier Guidance"]["score"] == pytest.approx(
             scorer.logits(*scorer.calls[0])[:, 0].tolist(), rel=1e-5
         )
+
+
+SHIFT, POST = "Classifier Mean Shift (DDPM)", "Classifier Post-Step (DDPM)"
+
+
+def in_steps(rules: list, x: Tensor, **more: object) -> list[dict]:
+    """The rows of rules inside the steps of DDPM, by a denoiser that answers COND * x."""
+    kept = Record("sampler")
+    options = sampler_options(rules, VE_SCALED, SIGMAS, kept)
+    sample_ddpm(
+        Recorder(), x, SIGMAS, cond=cond_of(COND), noise_sampler=lambda *_: torch.zeros_like(x), **options, **more
+    )
+    [chain] = Report.of(kept).chains
+    assert chain.on == "sampler" and chain.passes is None
+    return list(chain.rows)
+
+
+def test_a_rule_inside_the_steps_is_measured_by_what_its_gradient_would_add_to_the_estimate(
+    classifier: SmallClassifier,
+) -> None:
+    x, same = 8 * latents(), {"classifier": classifier, "label": "dog", "guidance_scale": 3.0}
+    rows = in_steps([ClassifierMeanShift(**same)], x)
+    of_guider = reported([ClassifierGuidance(**same)], x=x, sigma=8.0)  # the same gradient at the same x, in a guider
+    assert rows[0]["contributions"][SHIFT] == pytest.approx(of_guider["contributions"]["Classifier Guidance"], rel=1e-5)
+    assert rows[0]["notes"][SHIFT] == of_guider["notes"]["Classifier Guidance"]
+    assert [row["sigma"][0] for row in rows] == SIGMAS[:-1].tolist() and [row["step"] for row in rows] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert rows[0]["guidance_scale"] == [None] * 3 and rows[0]["delta"] is rows[0]["denoised"] is None
+
+
+def test_a_rule_after_the_step_is_reported_at_the_level_it_is_at(classifier: SmallClassifier) -> None:
+    x, same = 8 * latents(), {"classifier": classifier, "label": "dog"}
+    rows = in_steps([ClassifierPostStep(**same)], x)
+    assert [row["sigma"][0] for row in rows] == SIGMAS[1:-1].tolist(), "at sigma 0 it is not asked"
+    assert all(0 < p < 1 for row in rows for p in row["notes"][POST]["probability"])
+    both = in_steps(
+        [ClassifierMeanShift(**same), ClassifierMeanShift(**same | {"label": "cat"}), ClassifierPostStep(**same)], x
+    )
+    assert [set(row["contributions"]) for row in both] == [{SHIFT, f"{SHIFT} 2"}] + [{SHIFT, f"{SHIFT} 2", POST}] * 4
+
+
+def test_every_turn_of_a_recurrence_has_a_row(classifier: SmallClassifier) -> None:
+    rule = ClassifierMeanShift(classifier=classifier, label="dog")
+    rows = in_steps([rule], 8 * latents(), recurrence=Recurrence(times=2))
+    assert [row["step"] for row in rows] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_a_report_of_steps_leaves_the_pictures_as_they_are(classifier: SmallClassifier) -> None:
+    x, rule = 8 * latents(), ClassifierMeanShift(classifier=classifier, label="dog", guidance_scale=5.0)
+
+    def picture(kept: Record | None) -> Tensor:
+        options = sampler_options([rule], VE_SCALED, SIGMAS, kept)
+        return sample_ddpm(
+            Recorder(), x, SIGMAS, cond=cond_of(COND), noise_sampler=lambda *_: torch.zeros_like(x), **options
+        )
+
+    assert torch.equal(picture(None), picture(Record("sampler")))
 
 
 def test_two_rules_of_a_kind_have_rows_of_their_own(classifier: SmallClassifier) -> None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from latent_guidance.errors import UserError
-from latent_guidance.guidance import CFG, Autoguidance, LimitedInterval, RescaleGuidance, Rule, TwoConditions
+from latent_guidance.guidance import (
+    CFG,
+    Autoguidance,
+    ClassifierMeanShift,
+    LimitedInterval,
+    RescaleGuidance,
+    Rule,
+    TwoConditions,
+)
 from latent_guidance.guidance.report import REPORTS
 from latent_guidance.host.branches import guider_passes
 from latent_guidance.host.objects import GuiderNode, Noise
@@ -38,6 +47,40 @@ def test_a_run_is_found_by_its_latent_and_by_no_other() -> None:
         assert chain.rules == ("Classifier-Free Guidance (CFG)",) and chain.passes == 6
     with pytest.raises(UserError, match="report"):
         REPORTS.find(unseen)
+
+
+def test_rules_inside_the_samplers_steps_have_a_chain_of_their_own() -> None:
+    """Where the guider keeps a report; without one, nothing is kept."""
+
+    class Nothing(ClassifierMeanShift):
+        def __init__(self) -> None:
+            pass
+
+        def networks(self) -> tuple[()]:
+            return ()
+
+        def check_latents(self, latents: object) -> None:
+            pass
+
+        def check_shape(self, shape: object) -> None:
+            pass
+
+    kept: list[object] = []
+
+    def step_options(process: object, sigmas: torch.Tensor, record: object) -> dict[str, object]:
+        kept.append(record)
+        if record is not None:
+            record.describe(["in the steps"], {})
+            record.acted("in the steps", 0, sigmas[:1], torch.ones(1))
+        return {}
+
+    sampler = replace(EULER, step_rules=(Nothing(),), step_options=step_options)
+    for report in (False, True):
+        samples = sample(Noise(3), guider(CFG(guidance_scale=2.0), report=report), sampler, SIGMAS, latent())[0]
+    assert kept[0] is None
+    chains = REPORTS.find(samples).chains
+    assert [chain.on for chain in chains] == ["guider", "sampler"]
+    assert chains[1].rows[0]["contributions"] == {"in the steps": [1.0]}
 
 
 def test_rules_on_the_model_are_in_the_chain_and_may_ask_for_the_report() -> None:

@@ -26,6 +26,9 @@ from .memory import reserve
 MARKS = "latent_guidance"
 """Key in model_options and additional_models under which the pack keeps its own."""
 
+IN_STEPS = "latent_guidance_in_steps"
+"""Attribute of a guider whose run keeps a report: the records of rules inside its sampler's steps."""
+
 
 def process_of(model_sampling: Any) -> Process:
     """What x is for a model, read off how its model_sampling mixes signal and noise, whatever class it has."""
@@ -110,14 +113,22 @@ def one_run(
         check_channels(patcher, latent)
         warn_if_replaced(patcher, rules)
         open_runs.append({"hooks": _hooks(executor.class_obj.model_options)})
+        outermost = record is not None and not hasattr(executor.class_obj, IN_STEPS)
+        if outermost:
+            setattr(executor.class_obj, IN_STEPS, [])
+        in_steps: list[Record] = []
         try:
             samples = executor(noise, latent, sampler, sigmas, *args, **kwargs)
         finally:
             done = open_runs.pop()
+            if outermost:
+                in_steps = vars(executor.class_obj).pop(IN_STEPS)
         if by_patch and "run" not in done and len(sigmas) > 1:
             warn_if_never_asked(executor.class_obj, rules)
         if "run" in done and done["run"].record is not None:
             REPORTS.keep(samples, done["run"].record)
+        for one in in_steps:
+            REPORTS.keep(samples, one)
         return samples
 
     def run(real_model: Any, model_options: Mapping[str, Any], base_scale: float) -> GuidanceRun:

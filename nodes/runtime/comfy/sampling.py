@@ -13,13 +13,14 @@ from torch import Tensor
 
 from ....latent_guidance.errors import UserError
 from ....latent_guidance.guidance import check_by_uncond
+from ....latent_guidance.guidance.record import Record
 from ....latent_guidance.guidance.run import no_negative
 from ....latent_guidance.guidance.steps import check_not_twice, check_step_rules, sampler_options
 from ....latent_guidance.noise import SeededNoise
 from ....latent_guidance.process import Process
 from ....latent_guidance.samplers import CFG_PP, GO_BY_UNCOND
 from .checks import check_latents
-from .marks import process_of, rules_on
+from .marks import IN_STEPS, process_of, rules_on
 from .memory import needed
 
 
@@ -91,6 +92,10 @@ def make_sampler(
         _prepare(guider, rules, tuple(x.shape))
         if function in GO_BY_UNCOND:
             _check_by_uncond(guider, own_scale=function not in CFG_PP)
+        kept = getattr(guider, IN_STEPS, None)  # of a run that keeps a report
+        record = None if kept is None or not rules else Record("sampler")
+        if record is not None:
+            kept.append(record)
         bar = _bar(len(sigmas) - 1, disable)
 
         def report(i: int, sigma: float, x: Tensor, denoised: Tensor) -> None:
@@ -107,7 +112,7 @@ def make_sampler(
                 callback=report,
                 noise_sampler=step_noise(int(extra.get("seed") or 0), x),
                 **options,
-                **sampler_options(rules, process, sigmas),
+                **sampler_options(rules, process, sigmas, record),
             )
 
     return comfy.samplers.KSAMPLER(sample)
