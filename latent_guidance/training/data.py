@@ -118,14 +118,15 @@ def _entry(metadata: Path, number: int, line: str) -> dict[str, Any]:
         entry = json.loads(line)
     except ValueError:
         entry = None
-    named = isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("file_name", "text"))
-    if not named or Path(entry["file_name"]).is_absolute() or ".." in Path(entry["file_name"]).parts:
-        raise UserError(
-            f"line {number} of {metadata} is {line[:80]!r}",
-            expected='an object with the texts "file_name" (inside the folder) and "text"',
-            mend="write the line again, or make the folder again",
-        )
-    return entry
+    if isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("file_name", "text")):
+        place = Path(entry["file_name"])
+        if not place.is_absolute() and ".." not in place.parts:
+            return entry
+    raise UserError(
+        f"line {number} of {metadata} is {line[:80]!r}",
+        expected='an object with the texts "file_name" (inside the folder) and "text"',
+        mend="write the line again, or make the folder again",
+    )
 
 
 def to_signed(images: Tensor) -> Tensor:
