@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import comfy.model_management
 import torch
 from torch import Tensor, nn
 
@@ -108,14 +109,24 @@ def _control(control: Any) -> Any:
 @contextmanager
 def through(model: Any) -> Iterator[None]:
     """In this context autograd can pass through a BaseModel: its tensors are normal, and its parameters collect no gradient of
-    their own."""
+    their own.
+
+    Newer ComfyUIs (0.33) have kernels for Flux and its like that autograd cannot pass through; they leave them aside where one trains,
+    and so here.
+    """
     normal_parameters_(model)
+    management = comfy.model_management
+    training: bool | None = getattr(management, "in_training", None)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)
     try:
+        if training is not None:
+            management.in_training = True
         yield
     finally:
+        if training is not None:
+            management.in_training = training
         for parameter in learning:
             parameter.requires_grad_(True)
 
