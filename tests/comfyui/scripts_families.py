@@ -4,7 +4,7 @@ Before it stand three lines: FAMILY, a name in families.py; FILES, the folder of
 try through UNETLoader. (ComfyUI computes in fp32 on a CPU, however the weights are stored.)
 """
 
-# ruff: noqa: F821
+# ruff: noqa: ANN001, ANN201, F821
 import comfy.cli_args
 import comfy.latent_formats
 import comfy.samplers
@@ -50,6 +50,30 @@ result["patch: basic guider"] = far(only, here.basic(patched))
 unguided = here.basic(model)
 result["the model is left alone"] = far(unguided, here.ours((), negative=False))
 result["guided differs: prompt alone"] = far(unguided, only)
+
+# --- rules that follow a loss ----------------------------------------------------------------------------------------------------
+
+target = torch.randn(latent.shape, generator=torch.Generator().manual_seed(3))
+loss = call("LGLossReference", reference={"samples": target})[0]
+leaf = call("LGMPGD", loss=loss, guidance_scale=0.3)[0]
+
+
+def followed(unguided, guided):
+    """Whether it is finite, how far from unguided, and what is left of the loss."""
+    return [bool(torch.isfinite(guided).all()), far(unguided, guided), float(loss(guided) / loss(unguided))]
+
+
+def through(at, unguided):
+    """The same by DPS; or what is said where the network's own layers change what autograd has saved, as Flux's do."""
+    return refused(lambda: at.ours(dps)) if family.model == "Flux" else followed(unguided, at.ours(dps))
+
+
+dps = call("LGDPS", loss=loss, guidance_scale=0.3, rules=stage.cfg(4.0))[0]
+with stage.noted() as warnings:
+    pulled = here.ours((*stage.cfg(4.0), *leaf))
+    result["MPGD: patch"] = far(pulled, here.core(stage.patch(model, leaf), 4.0))
+    result["MPGD"], result["DPS"] = followed(plain, pulled), through(here, plain)
+result["loss: warnings"] = warnings
 
 # --- the identity, and what is not it ---------------------------------------------------------------------------------------
 
@@ -114,5 +138,5 @@ for name in WEIGHTS:
     result["weights"][name] = {
         "stored in": str(loaded.model_dtype()).removeprefix("torch."), "finite": bool(torch.isfinite(mine).all()),
         "patch": far(mine, theirs), "cfg": far(unguided, small.ours(stage.cfg(4.0))), "warnings": warnings,
-        "guided differs": far(unguided, mine), "dtype": str(mine.dtype),
+        "guided differs": far(unguided, mine), "dtype": str(mine.dtype), "DPS": through(small, unguided),
     }  # fmt: skip

@@ -29,6 +29,8 @@ STORED = {
     "fp8_e4m3fn": "float8_e4m3fn",
     "fp8_e5m2": "float8_e5m2",
 }
+LOWER = 0.98
+"""What is left at most of a loss that is followed; of one that is not it is 1, and more of one that is fled from."""
 LATENTS = {"sd15": "SD15", "sdxl": "SDXL", "sd3": "SD3", "flux": "Flux", "schnell": "Flux"}
 
 
@@ -81,6 +83,22 @@ def test_a_classifier_guides_without_a_warning(measured: dict[str, Any]) -> None
     """On a flow the first step has no signal, alpha = 0: it is guided by nothing, silently."""
     assert measured["finite"] and others(measured, measured["warnings"]) == []
     assert measured["guided differs"] >= DIFFERENT and measured["guided differs: prompt alone"] >= DIFFERENT
+
+
+def test_a_loss_is_followed_at_the_estimate_and_through_the_network(measured: dict[str, Any]) -> None:
+    """The random network's own latents are no nearer to the reference than noise is."""
+    assert measured["MPGD: patch"] <= SAME
+    through = [measured["DPS"], *(found["DPS"] for found in measured["weights"].values())]
+    if "Flux" in measured["detected"]:  # its layers change x in place, which autograd has saved
+        assert all(said.startswith("UserError: ") and "in place" in said and "MPGD" in said for said in through), (
+            through
+        )
+        through = []
+    for found in (measured["MPGD"], *through):
+        finite, differs, share = found
+        assert finite and differs >= DIFFERENT and share < LOWER, found
+    said = [line for line in measured["loss: warnings"] if "is distilled" not in line]
+    assert said == []
 
 
 def test_the_gradient_joins_by_the_identity(measured: dict[str, Any]) -> None:
