@@ -8,7 +8,9 @@ from pathlib import Path
 import comfy.latent_formats
 import comfy.model_base
 import comfy.sample
+import comfy.samplers
 import folder_paths
+import stage
 import torch
 from diffusers import UNet2DConditionModel
 from inside import call, part, result
@@ -147,6 +149,18 @@ result["wrapped: condition acts"] = far(
     every_k=1, clip=1000.0, scaling="raw", form="score",
 )  # fmt: skip
 (guided,) = call("LGApplyGuidance", model=wrapped, rules=rules)
+(both,) = call("LGCFG", guidance_scale=3.0, rules=rules)
+guider = call("LGGuider", model=wrapped, positive=condition, negative=other, rules=both)[0]
+levels = comfy.samplers.calculate_sigmas(wrapped.get_model_object("model_sampling"), "karras", 4)
+euler, start = comfy.samplers.sampler_object("euler"), comfy.sample.prepare_noise(empty, 3)
+result["wrapped: guider"] = far(
+    sampled(guided, condition, other, 3.0), guider.sample(start, empty, euler, levels, disable_pbar=True, seed=3)
+)
+perturbed = wrapped.clone()
+perturbed.set_model_attn1_replace(lambda q, k, v, extra_options: v, "middle", 0)
+with stage.noted() as said:
+    unmoved = [sampled(perturbed, condition, other, 3.0) for _ in range(2)]
+result["wrapped: another node's attention"] = [said, far(sampled(wrapped, condition, other, 3.0), unmoved[1])]
 result["wrapped: guided"] = far(sampled(guided, condition, other, 3.0), sampled(wrapped, condition, other, 3.0))
 
 # --- noise levels and previews ---------------------------------------------------------------------------------------------

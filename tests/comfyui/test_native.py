@@ -99,6 +99,13 @@ def test_a_wrapped_model_samples_and_is_guided(measured: dict[str, Any]) -> None
     assert measured["wrapped: finite"] is True
     assert measured["wrapped: condition acts"] >= ELSE
     assert measured["wrapped: guided"] >= ELSE
+    assert measured["wrapped: guider"] <= EQUAL
+
+
+def test_a_node_that_has_no_effect_on_a_wrapped_model_is_said_once(measured: dict[str, Any]) -> None:
+    [message], moved = measured["wrapped: another node's attention"]
+    assert "PAG" in message and "has no effect" in message
+    assert moved == 0
 
 
 def test_previews_have_colours(measured: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from ....latent_guidance.models.files import load_weights
 from ....latent_guidance.models.unet import ConditionedUNet
 from ....latent_guidance.schedules import DiscreteSchedule, FlowSchedule, schedule_from_config
 from .native import native_unet_config, native_weights
+
+log = logging.getLogger("latent_guidance")
 
 _BETA_SCHEDULES = {"scaled_linear": "linear", "linear": "sqrt_linear", "squaredcos_cap_v2": "cosine"}
 _MODEL_TYPES = {"epsilon": "EPS", "v_prediction": "V_PREDICTION", "sample": "EPS", "flow": "FLOW"}
@@ -180,6 +183,7 @@ class WrappedNetwork(torch.nn.Module):
         self.unet, self.channels = unet, channels
         self._network = ConditionedUNet(unet)  # type: ignore[arg-type]
         self.dtype = next(unet.parameters()).dtype
+        self._said = False
 
     def check_patch(self, patch: AttentionPatch) -> None:
         """Refuse a change of attention in layers that the network has not got."""
@@ -190,8 +194,21 @@ class WrappedNetwork(torch.nn.Module):
         return self._network.patched(patches)
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None, **_: Any
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None = None,
+        y: Tensor | None = None,
+        transformer_options: Mapping[str, Any] | None = None,
+        **_: Any,
     ) -> Tensor:
+        options = transformer_options or {}
+        if not self._said and any(options.get(kind) for kind in ("patches", "patches_replace")):
+            self._said = True
+            log.warning(
+                "A node on this MODEL reaches into ComfyUI's own network (PAG, SAG, FreeU, HyperTile ...), and this checkpoint's is of an "
+                "architecture that ComfyUI has none for: the node has no effect on it. The pack's own attention rules have."
+            )
         output = self._network(x, timesteps, {"tokens": context, "vector": y})
         return output[:, : self.channels]  # what a learned-range network says of the variance has no place in ComfyUI
 
@@ -209,7 +226,7 @@ def wrapped_model(
     """A MODEL around the library's network, for architectures that ComfyUI's UNetModel does not have.
 
     It samples, guides and combines like any other; the pack's own rules change its attention, other nodes' patches that reach into
-    ComfyUI's attention (PAG, HyperTile) do nothing.
+    ComfyUI's attention (PAG, HyperTile) do nothing, which is said in a warning.
 
     Raises:
         UserError: a network that needs a condition which a node graph cannot give.
