@@ -68,6 +68,10 @@ def same_kind(like: Any, entries: list[Any]) -> Any:
     return type(like)(*entries) if hasattr(like, "_fields") else type(like)(entries)
 
 
+class ChangedInPlace(UserError):
+    """Something was changed in place that autograd has kept for its backward pass."""
+
+
 SIGNS = ("nference tensor", "inplace operation", "not require grad", "grad_fn", "derivative for", "a second time")
 """Of what autograd says when something cannot be differentiated."""
 
@@ -84,15 +88,15 @@ def named_autograd(what: str, *, mend: str, backward: bool = False) -> Iterator[
     try:
         yield
     except RuntimeError as error:
-        said = str(error)
+        said, kind = str(error), UserError
         if isinstance(error, torch.OutOfMemoryError) or "out of memory" in said.lower():
             raise
         if "inplace operation" in said:
-            what = f"{what}, whose activations another node changes in place, as FreeU does"
+            kind, what = ChangedInPlace, f"{what}, whose activations are changed in place"
         elif not backward and not any(sign in said for sign in SIGNS):
             raise
         first = said.strip().splitlines()[0] if said.strip() else type(error).__name__
-        raise UserError(
+        raise kind(
             f"{what}: {first}",
             expected="operations that autograd can pass through, on tensors that it may keep",
             mend=mend,

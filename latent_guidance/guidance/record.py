@@ -107,6 +107,10 @@ class Record:
         self.calls.append(Call(step.index, step.sigma.detach().clone(), step.guidance_scale))
         self._noted, self._scale_changes, self._met = {}, {}, None
 
+    def forget(self) -> None:
+        """The call that is under way is made again."""
+        self.calls.pop()
+
     def note(self, name: str, value: Tensor) -> None:
         """A number (B,) of the rule that is acting; its act, which :meth:`seen` shows next, says which rule that is."""
         self._noted[name] = value.detach().clone()

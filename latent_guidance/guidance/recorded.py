@@ -7,7 +7,8 @@ rules shares the one graph, and steps at which no rule wants it are evaluated wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -21,6 +22,17 @@ MEND = (
     "use a rule at the estimate itself, such as MPGD; or a model that is not compiled or quantised for inference, without nodes that "
     "change its activations"
 )
+
+
+@contextmanager
+def copies_of_what_changes() -> Iterator[None]:
+    """In this context autograd keeps a copy of what it has saved and the network then changes in place, for forward and backward passes.
+
+    Flux's layers do so, and nodes such as FreeU. Every operation on a tensor passes through Python for it, so that a network that changes
+    nothing is better off without.
+    """
+    with torch.inference_mode(False), torch.no_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
+        yield
 
 
 def recorded(step: Step, guide: Callable[[Step], Step], rules: str) -> Step:

@@ -7,6 +7,7 @@ them is only how the branches are evaluated, which is a callable here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -16,9 +17,10 @@ from ..process import Process
 from .base import Branch, Rule, Stage, Step
 from .cfg import cfg
 from .chains import check_chain
+from .gradient import ChangedInPlace
 from .idle import warn_of_closed_windows, warn_of_no_guidance
 from .record import HOST, Record
-from .recorded import recorded
+from .recorded import copies_of_what_changes, recorded
 
 Evaluate = Callable[[tuple[str, ...]], Mapping[str, Tensor]]
 """Branch names -> their denoised estimates (B, ...), in one call of each network."""
@@ -102,7 +104,7 @@ class GuidanceRun:
         self.process = process
         self.sigmas = sigmas
         self._unscaled = unscaled
-        self._proved = False
+        self._proved = self._keeps_copies = False
         combining = next((rule for rule in rules if rule.stage is Stage.COMBINE), None)
         self.base_scale = float(getattr(combining, "guidance_scale", base_scale))
         self.branches: dict[str, Branch] = {branch.name: branch for rule in rules for branch in rule.branches()}
@@ -199,20 +201,47 @@ class GuidanceRun:
                 at the first call.
         """
         self._check_shape(tuple(x.shape))
+        ways = {"also": also, "host_combine": host_combine, "differentiable": differentiable, "base_scale": base_scale}
+        try:
+            return self._call(x, sigma, evaluate, **ways)
+        except ChangedInPlace:
+            if self._keeps_copies:
+                raise
+            self._keeps_copies = True  # for the rest of the run
+            if self.record is not None:
+                self.record.forget()
+            return self._call(x, sigma, evaluate, **ways)
+
+    def _call(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        evaluate: Evaluate,
+        *,
+        also: tuple[str, ...],
+        host_combine: Callable[[Step], Tensor] | None,
+        differentiable: EvaluateAt | None,
+        base_scale: float | None,
+    ) -> Tensor:
+        """:meth:`__call__`, once; see there."""
         step = self._before_the_network(x, sigma, base_scale)
         wanted = self._wanted(step)
         names = (*wanted, *(name for name in also if name not in wanted))
-        if self._differentiates(step):
-            if differentiable is None:
-                raise _no_gradient(self.rules)
-            at = differentiable
+        if not self._differentiates(step):
+            return self._with_gradients(self._guided(step, wanted, evaluate(names), host_combine))
+        if differentiable is None:
+            raise _no_gradient(self.rules)
+        at = differentiable
+        with copies_of_what_changes() if self._keeps_copies else nullcontext():
             step = recorded(
                 step,
                 lambda live: self._guided(live, wanted, at(names, live.x, live.sigma), host_combine),
                 _differentiating(self.rules),
             )
-        else:
-            step = self._guided(step, wanted, evaluate(names), host_combine)
+            return self._with_gradients(step)
+
+    def _with_gradients(self, step: Step) -> Tensor:
+        """The guided estimate (B, ...) of a step, with what the GRADIENT rules add to it."""
         shifts = []
         for name, shift in self._gradient:
             shifts.append(shift(step))

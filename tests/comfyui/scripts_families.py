@@ -63,16 +63,11 @@ def followed(unguided, guided):
     return [bool(torch.isfinite(guided).all()), far(unguided, guided), float(loss(guided) / loss(unguided))]
 
 
-def through(at, unguided):
-    """The same by DPS; or what is said where the network's own layers change what autograd has saved, as Flux's do."""
-    return refused(lambda: at.ours(dps)) if family.model == "Flux" else followed(unguided, at.ours(dps))
-
-
 dps = call("LGDPS", loss=loss, guidance_scale=0.3, rules=stage.cfg(4.0))[0]
 with stage.noted() as warnings:
     pulled = here.ours((*stage.cfg(4.0), *leaf))
     result["MPGD: patch"] = far(pulled, here.core(stage.patch(model, leaf), 4.0))
-    result["MPGD"], result["DPS"] = followed(plain, pulled), through(here, plain)
+    result["MPGD"], result["DPS"] = followed(plain, pulled), followed(plain, here.ours(dps))
 result["loss: warnings"] = warnings
 
 # --- the identity, and what is not it ---------------------------------------------------------------------------------------
@@ -138,5 +133,5 @@ for name in WEIGHTS:
     result["weights"][name] = {
         "stored in": str(loaded.model_dtype()).removeprefix("torch."), "finite": bool(torch.isfinite(mine).all()),
         "patch": far(mine, theirs), "cfg": far(unguided, small.ours(stage.cfg(4.0))), "warnings": warnings,
-        "guided differs": far(unguided, mine), "dtype": str(mine.dtype), "DPS": through(small, unguided),
+        "guided differs": far(unguided, mine), "dtype": str(mine.dtype), "DPS": followed(unguided, small.ours(dps)),
     }  # fmt: skip

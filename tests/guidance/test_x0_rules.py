@@ -61,6 +61,23 @@ class Model:
         return torch.tanh(mixed / (1 + level)) if self.gradient else torch.tanh(mixed.detach())
 
 
+class InPlace(Model):
+    """The same, in layers that change what autograd has saved of the layer before, as Flux's do."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+        mixed = super().__call__(x, sigma, cond)  # tanh keeps its answer for its gradient
+        mixed += 1.0
+        squared = mixed.square()  # and square what it is given
+        mixed -= 0.25
+        return squared.mul_(0.5).add_(mixed)
+
+
+class OutOfPlace(Model):
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+        mixed = super().__call__(x, sigma, cond)
+        return (mixed + 1.0).square() * 0.5 + mixed + 0.75
+
+
 def conds(batch: int, value: float) -> Tensor:
     return torch.full((batch,), value, dtype=torch.float64)
 
@@ -287,6 +304,21 @@ class TestOneEvaluation:
         for rule in EVERY:
             closed = Guider(Model(VE_SCALED), [rule(loss=Towards(), sigma_lo=5.0)])
             assert torch.equal(sample_euler(closed, x, self.sigmas, labels), plain)
+
+    @pytest.mark.parametrize("rule_class", THROUGH)
+    def test_a_model_that_changes_what_autograd_has_saved_is_evaluated_once_more(self, rule_class: Any) -> None:
+        """With copies of it, from then on to the end of the run; the pictures and the report are those of one that does not."""
+        found = []
+        for model in (InPlace(VE_SCALED), OutOfPlace(VE_SCALED)):
+            guider = Guider(model, [rule_class(loss=Towards())], report=True)
+            with torch.inference_mode():
+                picture = sample_euler(guider, drawn(2, 4, 3, 5), self.sigmas, conds(2, 1.0))
+            found.append((picture, [row["contributions"] for row in guider.report.chains[0].rows]))
+            assert model.calls == [True] * (5 if type(model) is InPlace else 4)
+        torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-12)
+        assert len(found[0][1]) == len(found[1][1]) == 4
+        for one, other in zip(found[0][1], found[1][1], strict=True):
+            assert one == {name: pytest.approx(sizes, rel=1e-5) for name, sizes in other.items()}
 
     @pytest.mark.parametrize("rule_class", THROUGH)
     def test_a_model_without_a_gradient_is_refused_at_the_first_step(self, rule_class: Any) -> None:
