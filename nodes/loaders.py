@@ -24,7 +24,7 @@ class LGLoadCheckpoint:
     CATEGORY = CATEGORY
     DESCRIPTION = (
         "Loads MODEL, CLIP and VAE of a checkpoint folder (diffusers layout). They are ordinary ComfyUI objects: every sampler, "
-        "guider and patch works on them. (Where ComfyUI has no network of the UNet's architecture, patches of its attention do nothing, "
+        "guider and patch works on them. (Where ComfyUI has no network of the UNet's architecture, nodes that reach into it do nothing, "
         "which a warning says.) The emoji model that comes with the pack is there from the start."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["checkpoint", "load model", "diffusers", "emoji"]
@@ -40,7 +40,7 @@ class LGLoadCheckpoint:
         "description": (
             "从检查点文件夹（diffusers 结构）加载 MODEL、CLIP 和 VAE。"
             "它们是普通的 ComfyUI 对象，可用于所有采样器、引导器和补丁"
-            "（若 ComfyUI 没有该 UNet 架构的网络类，则改动其注意力的补丁不起作用，日志会有警告）。"
+            "（若 ComfyUI 没有该 UNet 架构的网络类，则深入网络内部的补丁与 ControlNet 不起作用，日志会有警告）。"
             "节点包自带的 emoji 模型开箱即用。"
         ),
         "inputs": {"checkpoint": ("检查点", "要加载的检查点文件夹。" + _FOLDER_HELP_ZH)},

@@ -63,16 +63,20 @@ class AdaptiveGuidance(Rule):
     ] = 0.999
 
     def bind(self, sigmas: Tensor | None) -> Callable[[Step], Tensor]:
-        agreed: Tensor | None = None
+        agreed_at: Tensor | None = None  # the noise level of each sample, NaN until it agrees
 
         def apply(step: Step) -> Tensor:
-            nonlocal agreed
+            nonlocal agreed_at
             w = step.guidance_scale
-            if agreed is None or agreed.shape != w.shape:
-                agreed = torch.zeros_like(w, dtype=torch.bool)
+            if agreed_at is None or agreed_at.shape != w.shape:
+                agreed_at = torch.full_like(w, torch.nan)
             if "uncond" in step.estimates:  # paid for: this step is guided as it is
-                agreed = agreed | (agreement(step.cond_denoised, step.uncond_denoised) > self.threshold)
+                new = agreed_at.isnan() & (agreement(step.cond_denoised, step.uncond_denoised) > self.threshold)
+                agreed_at = torch.where(new, step.sigma.to(w), agreed_at)
                 return w
-            return torch.where(agreed, torch.ones_like(w), w)
+            after = ~agreed_at.isnan() & (
+                agreed_at != step.sigma.to(w)
+            )  # a step that is evaluated again is guided again
+            return torch.where(after, torch.ones_like(w), w)
 
         return apply

@@ -26,17 +26,18 @@ def warn_of_closed_windows(rules: Sequence[Rule], process: Process, sigmas: Tens
             )  # fmt: skip
 
 
-def warn_of_no_guidance(rules: Sequence[Rule], base_scale: float) -> None:
-    """Log a warning for rules that change how prompt and negative meet, where only the prompt counts.
+def idle_at_one(rules: Sequence[Rule]) -> tuple[str, ...]:
+    """Names of the rules that only change how prompt and negative meet, in a chain that leaves it to its host's scale whether they do."""
+    if any(rule.stage is Stage.COMBINE for rule in rules):
+        return ()
+    return tuple(rule.node.name for rule in rules if rule.stage in (Stage.SCALE, Stage.BRANCHES))
 
-    Args:
-        rules: the run's chain.
-        base_scale: w where no rule of the chain combines the branches; at 1 the guided estimate is the prompt's.
-    """
-    idle = [rule.node.name for rule in rules if rule.stage in (Stage.SCALE, Stage.BRANCHES)]
-    if idle and base_scale == 1 and not any(rule.stage is Stage.COMBINE for rule in rules):
-        log.warning(
-            "%s does nothing in this run: it changes how the prompt is guided away from the negative, and the guidance scale is 1, where "
-            "nothing guides. Put Classifier-Free Guidance (CFG) before it in the chain, or, on a MODEL, set the sampler's cfg above 1.",
-            " and ".join(idle),
-        )
+
+def warn_of_no_guidance(names: Sequence[str]) -> None:
+    """Log a warning for rules by their ``names``, of :func:`idle_at_one`, in a run whose scale was 1 at every step."""
+    log.warning(
+        "%s did nothing in this run: it changes how the prompt is guided away from the negative, and the guidance scale was 1 at every "
+        "step, where it has nothing to change. Put Classifier-Free Guidance (CFG) before it in the chain, or, on a MODEL, set the "
+        "sampler's cfg to another value.",
+        " and ".join(names),
+    )

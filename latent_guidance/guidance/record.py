@@ -137,8 +137,8 @@ class Record:
 
     def acted(self, name: str, index: int | None, sigma: Tensor, size: Tensor) -> None:
         """The rule called ``name`` acted inside a sampler's step at ``sigma`` (B,), by ``size`` (B,); rules at one level share a call."""
-        shared = bool(self.calls) and self.calls[-1].index == index and name not in self.calls[-1].contributions
-        if not (shared and torch.equal(self.calls[-1].sigma, sigma)):
+        last = self.calls[-1] if self.calls else None
+        if last is None or index is None or last.index != index or name in last.contributions:
             self.calls.append(Call(index, sigma.detach().clone(), torch.full_like(sigma, torch.nan)))
         call = self.calls[-1]
         call.contributions[name] = size.detach()

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import UserError
 from ..process import expand
@@ -24,15 +27,80 @@ MEND = (
 )
 
 
+class _Saved:
+    """A tensor that autograd has saved; a copy of it once somebody writes to its storage."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor: Tensor | None = tensor
+
+
+class _CopyBeforeWriting(TorchDispatchMode):
+    """Sees every operation, and copies what it is about to write to if autograd has saved that.
+
+    (torch.autograd.graph.allow_mutation_on_saved_tensors does the same for one context at a time in the whole process, and knows what
+    was saved by numbers that a later tensor may have again.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saved: dict[int, WeakSet[_Saved]] = {}
+
+    def pack(self, tensor: Tensor) -> _Saved:
+        """A handle on what autograd saves."""
+        saved = _Saved(tensor)
+        self.saved.setdefault(_storage(tensor), WeakSet()).add(saved)
+        return saved
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for place, argument in enumerate(func._schema.arguments):
+            if argument.is_write:
+                written = args[place] if place < len(args) else kwargs.get(argument.name)
+                for tensor in written if isinstance(written, list | tuple) else [written]:
+                    if isinstance(tensor, Tensor):
+                        self._copy(_storage(tensor))
+        return func(*args, **kwargs)
+
+    def _copy(self, storage: int) -> None:
+        copies: dict[tuple[Any, ...], Tensor] = {}  # one for all who saved the same part of it
+        for saved in self.saved.pop(storage, ()):
+            tensor = saved.tensor
+            if tensor is not None:
+                part = (tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
+                if part not in copies:
+                    copies[part] = tensor.clone()
+                saved.tensor = copies[part]
+
+    def let_go(self) -> None:
+        """The graph is not needed any more; its tensors may hold it in a circle."""
+        for handles in self.saved.values():
+            for saved in handles:
+                saved.tensor = None
+
+
+def _storage(tensor: Tensor) -> int:
+    """What is equal for tensors that share their memory, while one of them lives."""
+    return tensor.untyped_storage()._cdata
+
+
 @contextmanager
 def copies_of_what_changes() -> Iterator[None]:
     """In this context autograd keeps a copy of what it has saved and the network then changes in place, for forward and backward passes.
 
     Flux's layers do so, and nodes such as FreeU. Every operation on a tensor passes through Python for it, so that a network that changes
-    nothing is better off without.
+    nothing is better off without. A graph made in it is good inside it only.
     """
-    with torch.inference_mode(False), torch.no_grad(), torch.autograd.graph.allow_mutation_on_saved_tensors():
-        yield
+    mode = _CopyBeforeWriting()
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            mode,
+            torch.autograd.graph.saved_tensors_hooks(mode.pack, lambda saved: saved.tensor),
+        ):
+            yield
+    finally:
+        mode.let_go()
 
 
 def recorded(step: Step, guide: Callable[[Step], Step], rules: str) -> Step:

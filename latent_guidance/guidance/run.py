@@ -18,7 +18,7 @@ from .base import Branch, Rule, Stage, Step
 from .cfg import cfg
 from .chains import check_chain
 from .gradient import ChangedInPlace
-from .idle import warn_of_closed_windows, warn_of_no_guidance
+from .idle import idle_at_one, warn_of_closed_windows, warn_of_no_guidance
 from .record import HOST, Record
 from .recorded import copies_of_what_changes, recorded
 
@@ -100,11 +100,11 @@ class GuidanceRun:
         check_chain(rules)
         if sigmas is not None:
             warn_of_closed_windows(rules, process, sigmas)
-            warn_of_no_guidance(rules, base_scale)
         self.process = process
         self.sigmas = sigmas
         self._unscaled = unscaled
         self._proved = self._keeps_copies = False
+        self._idle = () if sigmas is None else idle_at_one(rules)
         combining = next((rule for rule in rules if rule.stage is Stage.COMBINE), None)
         self.base_scale = float(getattr(combining, "guidance_scale", base_scale))
         self.branches: dict[str, Branch] = {branch.name: branch for rule in rules for branch in rule.branches()}
@@ -192,8 +192,8 @@ class GuidanceRun:
                 of ``branches``. What it gives beyond these names no rule sees.
             also: names to evaluate whether a rule needs them or not, for a host that has another use for them.
             host_combine: how a host combines the branches where the chain has no COMBINE rule; plain CFG without it.
-            differentiable: called in the place of ``evaluate`` at the steps at which a rule differentiates through the denoiser;
-                None if the host cannot.
+            differentiable: called in the place of ``evaluate`` at the steps at which a rule differentiates through the denoiser, and
+                once more at the first of them if the network changes in place what autograd has saved; None if the host cannot.
             base_scale: w of this call where no rule of the chain brings its own; None leaves it at the run's.
 
         Raises:
@@ -207,10 +207,10 @@ class GuidanceRun:
         except ChangedInPlace:
             if self._keeps_copies:
                 raise
-            self._keeps_copies = True  # for the rest of the run
-            if self.record is not None:
-                self.record.forget()
-            return self._call(x, sigma, evaluate, **ways)
+        self._keeps_copies = True  # for the rest of the run; the first try's graph is gone with its error
+        if self.record is not None:
+            self.record.forget()
+        return self._call(x, sigma, evaluate, **ways)
 
     def _call(
         self,
@@ -225,6 +225,7 @@ class GuidanceRun:
     ) -> Tensor:
         """:meth:`__call__`, once; see there."""
         step = self._before_the_network(x, sigma, base_scale)
+        self._look_for_guidance(step.index, self.base_scale if base_scale is None else base_scale)
         wanted = self._wanted(step)
         names = (*wanted, *(name for name in also if name not in wanted))
         if not self._differentiates(step):
@@ -239,6 +240,14 @@ class GuidanceRun:
                 _differentiating(self.rules),
             )
             return self._with_gradients(step)
+
+    def _look_for_guidance(self, index: int | None, base_scale: float) -> None:
+        """Say at the last step what nothing has guided for, if that is so; a host's scale may be another at each step."""
+        if base_scale != 1:
+            self._idle = ()
+        elif self._idle and self.sigmas is not None and index is not None and index >= len(self.sigmas) - 2:
+            warn_of_no_guidance(self._idle)
+            self._idle = ()
 
     def _with_gradients(self, step: Step) -> Tensor:
         """The guided estimate (B, ...) of a step, with what the GRADIENT rules add to it."""

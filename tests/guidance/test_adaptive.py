@@ -114,15 +114,29 @@ def test_outside_an_interval_it_looks_at_nothing_and_pays_for_nothing() -> None:
 def test_a_batch_of_another_size_starts_anew() -> None:
     run = GuidanceRun([CFG(guidance_scale=W), AdaptiveGuidance(threshold=0.5)], VE_SCALED)
     asked: list[int] = []
-    for batch in (1, 1, 2, 2):
+    for batch, level in ((1, 4.0), (1, 3.0), (2, 2.0), (2, 1.0)):
         one = torch.ones(batch, 1, 1, 2, dtype=torch.float64)
 
         def evaluate(names: tuple[str, ...], one: Tensor = one) -> dict[str, Tensor]:
             asked.append(len(names))
             return dict.fromkeys(names, one)
 
-        run(one, torch.ones(batch).double(), evaluate)
+        run(one, torch.full((batch,), level, dtype=torch.float64), evaluate)
     assert asked == [2, 1, 2, 1]
+
+
+def test_a_step_that_is_evaluated_again_is_guided_again() -> None:
+    """It is the same step: a network that changes what autograd has kept is evaluated twice, and both times as the run stands."""
+    run = GuidanceRun([CFG(guidance_scale=W), AdaptiveGuidance(threshold=0.5)], VE_SCALED)
+    one, asked = torch.ones(1, 1, 1, 2, dtype=torch.float64), []
+
+    def evaluate(names: tuple[str, ...]) -> dict[str, Tensor]:
+        asked.append(len(names))
+        return dict.fromkeys(names, one)
+
+    for level in (4.0, 4.0, 3.0, 3.0):
+        run(one, torch.full((1,), level, dtype=torch.float64), evaluate)
+    assert asked == [2, 2, 1, 1]
 
 
 @pytest.mark.parametrize("process", [VE_SCALED, RECTIFIED_FLOW], ids=str)

@@ -63,17 +63,21 @@ CHANGING = [kind for kind in RULES if kind.stage in (Stage.SCALE, Stage.BRANCHES
 
 @pytest.mark.parametrize("kind", CHANGING, ids=lambda kind: kind.node.id)
 def test_what_changes_guidance_is_said_where_nothing_guides(kind: type[Rule], caplog: pytest.LogCaptureFixture) -> None:
-    def said(*before: Rule, base_scale: float = 1.0) -> list[str]:
+    def said(*before: Rule, base_scales: tuple[float, ...] = (1.0,) * 4) -> list[str]:
         caplog.clear()
+        run = GuidanceRun([*before, kind()], VE_SCALED, sigmas=SIGMAS)
         with caplog.at_level(logging.WARNING, logger="latent_guidance"):
-            GuidanceRun([*before, kind()], VE_SCALED, sigmas=SIGMAS, base_scale=base_scale)
+            for sigma, scale in zip(SIGMAS[:-1], base_scales, strict=True):
+                found.append(run(x, sigma.expand(2), evaluate, base_scale=scale))
         return [record.getMessage() for record in caplog.records]
 
+    x, cond, found = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), []
+
+    def evaluate(names: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        return {"cond": cond} | {name: 0.5 * cond for name in names if name != "cond"}
+
     [message] = said()
-    assert message.startswith(f"{kind.node.name} does nothing") and "Classifier-Free Guidance (CFG)" in message
-    assert "cfg above 1" in message
-    assert said(base_scale=4.0) == said(CFG(guidance_scale=4.0)) == []
-    x, cond = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
-    run = GuidanceRun([kind()], VE_SCALED, sigmas=SIGMAS)  # that the words are true
-    found = run(x, torch.full((2,), 4.0), lambda names: {"cond": cond} | {n: 0 * cond for n in names if n != "cond"})
-    torch.testing.assert_close(found, cond)
+    assert message.startswith(f"{kind.node.name} did nothing") and "Classifier-Free Guidance (CFG)" in message
+    for estimate in found:  # that the words are true
+        torch.testing.assert_close(estimate, cond)
+    assert said(base_scales=(1, 1, 7, 1)) == said(base_scales=(4,) * 4) == said(CFG(guidance_scale=4.0)) == []

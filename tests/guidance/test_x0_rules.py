@@ -61,21 +61,32 @@ class Model:
         return torch.tanh(mixed / (1 + level)) if self.gradient else torch.tanh(mixed.detach())
 
 
+BLOCKS = 12
+
+
 class InPlace(Model):
     """The same, in layers that change what autograd has saved of the layer before, as Flux's do."""
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
-        mixed = super().__call__(x, sigma, cond)  # tanh keeps its answer for its gradient
-        mixed += 1.0
-        squared = mixed.square()  # and square what it is given
-        mixed -= 0.25
-        return squared.mul_(0.5).add_(mixed)
+        mixed = super().__call__(x, sigma, cond)
+        for _ in range(BLOCKS):  # blocks of one size, whose tensors come and go
+            kept = torch.tanh(mixed)  # tanh keeps its answer for its gradient
+            kept += 1.0
+            squared = kept.square()  # and square what it is given
+            kept[..., :1] -= 0.25  # through a view, as FreeU does
+            mixed = squared.mul_(0.5).add_(kept)
+            del kept, squared  # so that the next block's may lie where these were
+        return mixed
 
 
 class OutOfPlace(Model):
     def __call__(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
         mixed = super().__call__(x, sigma, cond)
-        return (mixed + 1.0).square() * 0.5 + mixed + 0.75
+        for _ in range(BLOCKS):
+            kept = torch.tanh(mixed) + 1.0
+            first = torch.cat([torch.full_like(kept[..., :1], 0.25), torch.zeros_like(kept[..., 1:])], dim=-1)
+            mixed = kept.square() * 0.5 + kept - first
+        return mixed
 
 
 def conds(batch: int, value: float) -> Tensor:

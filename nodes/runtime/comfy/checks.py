@@ -102,6 +102,10 @@ def warn_if_replaced(model: comfy.model_patcher.ModelPatcher, rules: Sequence[An
         )
 
 
+THIRD = frozenset({"middle", "empty_negative_prompt"})
+"""The third conditions of core's guiders: of Dual CFG Guider, and of Perp-Neg Guider."""
+
+
 def check_guider(guider: Any, rules: Sequence[Any]) -> None:
     """Refuse rules on a MODEL under a guider of ComfyUI's that would hand them an estimate they do not mean, or none.
 
@@ -117,7 +121,7 @@ def check_guider(guider: Any, rules: Sequence[Any]) -> None:
         UserError: such rules under such a guider.
     """
     by_pair = [rule.node.name for rule in rules if rule.stage is not Stage.GRADIENT]
-    third = sorted(set(getattr(guider, "original_conds", ())) - {"positive", "negative"})
+    third = sorted(THIRD & set(getattr(guider, "original_conds", ())))
     if by_pair and third and not getattr(guider, "shows_the_pair", False):
         raise UserError(
             f"{' and '.join(by_pair)} on a MODEL under {_guider_name(guider)}, which has a third condition ({', '.join(third)}) and "

@@ -200,14 +200,15 @@ class WrappedNetwork(torch.nn.Module):
         context: Tensor | None = None,
         y: Tensor | None = None,
         transformer_options: Mapping[str, Any] | None = None,
+        control: Any = None,
         **_: Any,
     ) -> Tensor:
         options = transformer_options or {}
-        if not self._said and any(options.get(kind) for kind in ("patches", "patches_replace")):
+        if not self._said and (control or any(options.get(kind) for kind in ("patches", "patches_replace"))):
             self._said = True
             log.warning(
-                "A node on this MODEL reaches into ComfyUI's own network (PAG, SAG, FreeU, HyperTile ...), and this checkpoint's is of an "
-                "architecture that ComfyUI has none for: the node has no effect on it. The pack's own attention rules have."
+                "A node on this MODEL reaches into ComfyUI's own network (PAG, SAG, FreeU, HyperTile, ControlNet ...), and this "
+                "checkpoint's is of an architecture that ComfyUI has none for: the node has no effect on it. The pack's own attention rules have."
             )
         output = self._network(x, timesteps, {"tokens": context, "vector": y})
         return output[:, : self.channels]  # what a learned-range network says of the variance has no place in ComfyUI
