@@ -208,7 +208,8 @@ class WrappedNetwork(torch.nn.Module):
             self._said = True
             log.warning(
                 "A node on this MODEL reaches into ComfyUI's own network (PAG, SAG, FreeU, HyperTile, ControlNet ...), and this "
-                "checkpoint's is of an architecture that ComfyUI has none for: the node has no effect on it. The pack's own attention rules have."
+                "checkpoint's is of an architecture that ComfyUI has none for: the node has no effect on it. The pack's own attention "
+                "rules have."
             )
         output = self._network(x, timesteps, {"tokens": context, "vector": y})
         return output[:, : self.channels]  # what a learned-range network says of the variance has no place in ComfyUI
