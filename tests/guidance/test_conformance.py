@@ -96,9 +96,10 @@ def along(rules: list[Rule], process: Process, levels: list[Tensor]) -> list[Ten
 
 
 def two_calls(rules: list[Rule], process: Process, x: Tensor, sigma: Tensor, apart: float) -> Tensor:
-    """Two calls of one run, for rules that remember; the branches are ``apart`` times as far apart as those of :func:`guided`."""
+    """Two calls of one run, at falling levels, for rules that remember; the branches are ``apart`` times as far apart as those of
+    :func:`guided`."""
     run = GuidanceRun(rules, process)
-    return torch.stack([called(run, x, sigma, apart) for _ in range(2)])
+    return torch.stack([called(run, x, level, apart) for level in (sigma, 0.9 * sigma)])
 
 
 def chain(rule: Rule) -> list[Rule]:
