@@ -3,7 +3,8 @@
     PYTHON benchmarks/comfyui_graphs.py COMFYUI
 
 PYTHON is that ComfyUI's own. Networks of full size without weights (on the device "meta", so in little memory) are called once with a
-graph, and the bytes that autograd keeps are counted: each storage once, the network's own parameters not. Attention is counted as a fused
+graph, and the bytes that autograd keeps are counted: each storage once, the network's own parameters not, and the copies of what a network
+writes to after autograd has saved it (Flux). Attention is counted as a fused
 kernel's: what goes in and what comes out. nodes/runtime/comfy/memory.py has the largest ratios as GRAPH and DECODED; for a CLIP, which
 ComfyUI estimates nothing for, it is the numbers kept for each token, layer and number of width: KEPT of picture_clips.py.
 """
@@ -14,8 +15,11 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("comfyui", type=Path, help="the folder of a ComfyUI")
@@ -86,22 +90,30 @@ def fuse_attention() -> None:
                 setattr(module, function, attention.attention_pytorch)
 
 
-def kept(call: Callable[[], object], network: Any) -> int:
-    """Bytes that autograd keeps of ``call``, without the parameters and buffers of ``network``."""
+def kept(call: Callable[[], object], network: Any, *, copying: bool = False) -> int:
+    """Bytes that autograd keeps of ``call``, without the parameters and buffers of ``network``; ``copying``: with the copies of what is
+    changed in place."""
     import torch
 
+    sys.path.append(str(ROOT))
+    from latent_guidance.guidance.recorded import CopyBeforeWriting
+
     own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
-    storages: dict[int, tuple[int, Any]] = {}  # the tensor is held, so that no two storages have one address
+    mode, handles = CopyBeforeWriting(), []
 
     def keep(tensor: Any) -> Any:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            storages[storage._cdata] = (storage.nbytes(), tensor)
+        if tensor.untyped_storage()._cdata not in own:
+            handles.append(mode.pack(tensor))  # which holds it, so that no two storages have one address
         return tensor
 
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with (
+        torch.enable_grad(),
+        mode if copying else nullcontext(),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
         call()
-    return sum(size for size, _ in storages.values())
+    storages = [handle.tensor.untyped_storage() for handle in handles if handle.tensor is not None]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 def report(name: str, graph: int, estimate: float) -> None:
@@ -133,7 +145,7 @@ def main() -> None:
         more = {"y": torch.empty(1, pooled, **half)} if pooled else {}
         more |= {"guidance": torch.empty(1, **half)} if unet.get("guidance_embed") else {}
         tokens, time = torch.empty(1, 77, context, **half), torch.zeros(1, device=meta)
-        graph = kept(lambda: network(x, time, context=tokens, transformer_options={}, **more), network)  # noqa: B023
+        graph = kept(lambda: network(x, time, context=tokens, transformer_options={}, **more), network, copying=True)  # noqa: B023
         # ComfyUI's estimate where attention is fused (BaseModel.memory_required), which on a CPU it is not
         report(
             f"{name} at {8 * side} pixels",

@@ -27,14 +27,14 @@ MEND = (
 )
 
 
-class _Saved:
+class Saved:
     """A tensor that autograd has saved; a copy of it once somebody writes to its storage."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor: Tensor | None = tensor
 
 
-class _CopyBeforeWriting(TorchDispatchMode):
+class CopyBeforeWriting(TorchDispatchMode):
     """Sees every operation, and copies what it is about to write to if autograd has saved that.
 
     (torch.autograd.graph.allow_mutation_on_saved_tensors does the same for one context at a time in the whole process, and knows what
@@ -43,11 +43,11 @@ class _CopyBeforeWriting(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.saved: dict[int, WeakSet[_Saved]] = {}
+        self.saved: dict[int, WeakSet[Saved]] = {}
 
-    def pack(self, tensor: Tensor) -> _Saved:
+    def pack(self, tensor: Tensor) -> Saved:
         """A handle on what autograd saves."""
-        saved = _Saved(tensor)
+        saved = Saved(tensor)
         self.saved.setdefault(_storage(tensor), WeakSet()).add(saved)
         return saved
 
@@ -90,7 +90,7 @@ def copies_of_what_changes() -> Iterator[None]:
     Flux's layers do so, and nodes such as FreeU. Every operation on a tensor passes through Python for it, so that a network that changes
     nothing is better off without. A graph made in it is good inside it only.
     """
-    mode = _CopyBeforeWriting()
+    mode = CopyBeforeWriting()
     try:
         with (
             torch.inference_mode(False),

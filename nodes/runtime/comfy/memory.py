@@ -16,13 +16,14 @@ import comfy.sampler_helpers
 from ....latent_guidance.guidance.loss_rule import LossRule
 from ....latent_guidance.guidance.losses.base import parts_of
 
-GRAPH = 21
-GRAPHS = {"SD15": 10, "SD3": 7}
+GRAPH = 23
+GRAPHS = {"SD15": 10, "SD3": 7, "SDXL": 21}
 """What a pass of the network needs with its graph, in ComfyUI's estimate for one without: at most, and for families that need much less
 (by the name of ComfyUI's class of supported_models).
 
 Counted on ComfyUI 0.33.0 by benchmarks/comfyui_graphs.py, as the bytes that autograd keeps over the estimate with fused attention, fp16:
-9.0 for Stable Diffusion 1.5 at 512 pixels; at 1024, 5.6 for SD3 medium, 19.4 for SDXL, 20.2 for Flux. And 1 for the pass itself.
+9.0 for Stable Diffusion 1.5 at 512 pixels; at 1024, 5.6 for SD3 medium, 19.4 for SDXL, 21.1 for Flux (with the copies of what its layers
+change in place). And 1 for the pass itself.
 """
 ALL = 1e32
 """More bytes than any model has: what ComfyUI's own loading gives for "all of it"."""
