@@ -91,7 +91,9 @@ def mpgd(space, **more):
 
 unit = float(model.model.memory_required([1, 4, 8, 8]))
 result["unit"], result["graph"], result["decoded"] = unit, memory.graph_factor(model.model), memory.DECODED
-result["families"] = {name: [hasattr(comfy.supported_models, name), factor] for name, factor in memory.GRAPHS.items()}
+result["families"] = {
+    name: [hasattr(comfy.supported_models, name), factor, memory.GRAPH] for name, factor in memory.GRAPHS.items()
+}
 result["a picture"] = float(vae.memory_used_decode((1, 4, 8, 8), vae.vae_dtype))
 result["a tile"] = float(vae.memory_used_decode((1, 4, 16, 16), vae.vae_dtype))
 result["half a picture"] = float(vae.memory_used_decode((1, 4, 4, 4), vae.vae_dtype))
