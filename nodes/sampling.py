@@ -161,7 +161,8 @@ class LGApplyGuidance:
         "own cfg gives. A rule that combines prompt and negative, such as CFG, replaces that cfg; those that change how CFG acts "
         "(interval, schedule, APG …) act on it, and then it must not be 1. Under guiders of three conditions (Dual CFG, Perp-Neg) gradient "
         "rules are added to what the guider shows, which Dual CFG's nested style multiplies by its second scale; other rules are refused "
-        "there: use Guider with Two-Condition Guidance or Perp-Neg."
+        "there: use Guider with Two-Condition Guidance or Perp-Neg. Under another pack's guider with conditions of its own the rules act "
+        "on the pair that it shows, which the log says."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["patch model", "classifier guidance", "ksampler guidance"]
     RETURN_TYPES = ("MODEL",)
@@ -175,6 +176,7 @@ class LGApplyGuidance:
             "改变 CFG 作用方式的规则（区间、调度、APG 等）作用于该 cfg，此时 cfg 不能为 1。"
             "在有三个条件的引导器（Dual CFG、Perp-Neg）下，梯度规则叠加在该引导器给出的估计上"
             "（Dual CFG 的 nested 方式会再乘以它的第二个强度）；其他规则会被拒绝，请改用“引导器”节点与双条件引导或 Perp-Neg 规则。"
+            "若其他节点包的引导器带有自己的条件，规则作用于它所给出的一对估计，并在日志中说明。"
         ),
         "inputs": {
             "model": ("模型", "要引导的模型；输入的模型不会被改变。"),

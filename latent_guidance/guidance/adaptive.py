@@ -74,9 +74,7 @@ class AdaptiveGuidance(Rule):
                 new = agreed_at.isnan() & (agreement(step.cond_denoised, step.uncond_denoised) > self.threshold)
                 agreed_at = torch.where(new, step.sigma.to(w), agreed_at)
                 return w
-            after = ~agreed_at.isnan() & (
-                agreed_at != step.sigma.to(w)
-            )  # a step that is evaluated again is guided again
-            return torch.where(after, torch.ones_like(w), w)
+            again = agreed_at == step.sigma.to(w)  # a step that is evaluated again is guided again
+            return torch.where(agreed_at.isnan() | again, w, torch.ones_like(w))
 
         return apply

@@ -17,7 +17,12 @@ from .run import step_index
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierStepRule(ClassifierRule):
-    """Base of the two rules that act inside a sampler's step."""
+    """Base of the two rules that act inside a sampler's step.
+
+    There is no *relative* scaling: it holds a change of the estimate D to a share of x - D, and these rules leave D as it is and
+    move x, by the step's variance (mean shift) or by no unit at all (post-step). Either rescaled to D's unit is the score form,
+    which Classifier Guidance is; there it can be had.
+    """
 
     stage: ClassVar[Stage] = Stage.STEP
     sampler_option: ClassVar[str]
@@ -28,8 +33,10 @@ class ClassifierStepRule(ClassifierRule):
         Choice(
             options=("raw", "entropy"),
             label_zh="强度换算",
-            help="raw: the papers' scale; entropy: raised where the classifier is already sure.",
-            help_zh="raw：论文中的强度；entropy：分类器已有把握时提高强度。",
+            help="raw: the papers' scale; entropy: raised where the classifier is already sure. (relative is measured in the estimate, "
+            "which these rules leave alone: Classifier Guidance has it.)",
+            help_zh="raw：论文中的强度；entropy：分类器已有把握时提高强度。"
+            "（relative 以去噪估计为单位，而这两种规则不改动估计：请用“分类器引导”。）",
         ),
     ] = "raw"
 

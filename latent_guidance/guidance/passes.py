@@ -2,7 +2,8 @@
 
 A pass is one sample's estimate by a model: a step that evaluates prompt and negative makes two for every picture, whether in one
 batched call or not. Every window of sliding windows is a pass, if a small one. What a rule calls besides (a classifier, and its
-gradient) is named, not counted.
+gradient) is named, not counted. So is the one call that is made again where a model changes in place what a gradient needs, which
+shows only when it runs.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class Passes:
         counts: for every level the number of passes, for one picture.
         sparing: names of rules that may save some of them in the run itself, by what they see.
         besides: names of rules that call a network of their own.
+        through: names of rules that differentiate through the network. One that changes its activations in place is evaluated twice
+            at the first such call of a run, which is not counted here.
     """
 
     sigmas: tuple[float, ...]
@@ -38,6 +41,7 @@ class Passes:
     counts: tuple[int, ...]
     sparing: tuple[str, ...] = ()
     besides: tuple[str, ...] = ()
+    through: tuple[str, ...] = ()
 
     @property
     def most(self) -> int:
@@ -64,6 +68,10 @@ class Passes:
             lines.append(f"fewer once {' or '.join(self.sparing)} finds that it can")
         if self.besides:
             lines.append(f"besides, a network of their own is called by: {', '.join(self.besides)}")
+        if self.through:
+            lines.append(
+                f"the first step twice if the model changes its activations in place, as Flux and FreeU do, for: {', '.join(self.through)}"
+            )
         return "\n".join(lines)
 
     def _ranges(self) -> list[tuple[str, int, tuple[str, ...]]]:
@@ -107,6 +115,7 @@ def passes(
         tuple(sum(entries.get(name, 1) * pieces.get(name, 1) for name in names) for names in wanted),
         sparing=tuple(name for name, rule in named if guided and rule.may_spare),
         besides=tuple(name for name, rule in named if rule.networks()),
+        through=tuple(name for name, rule in named if rule.may_differentiate()),
     )
 
 

@@ -43,6 +43,7 @@ class Call:
         sigma: noise level.
         guidance_scale: w in force when the branches met.
         branches: names of the estimates that were made.
+        evaluations: how often each of them was made: twice where the network changed in place what a gradient needs.
         delta: size of D_c - D_u as the network gave them; None where one of them was not made.
         contributions: size of what each rule changed; NaN where that cannot be known.
         notes: what rules noted themselves, such as a probability, by rule and by name.
@@ -53,6 +54,7 @@ class Call:
     sigma: Tensor
     guidance_scale: Tensor
     branches: tuple[str, ...] = ()
+    evaluations: int = 1
     delta: Tensor | None = None
     contributions: dict[str, Tensor] = field(default_factory=dict)
     notes: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -74,6 +76,7 @@ class Record:
         self.labels: dict[str, str] = {}
         self._pieces: dict[str, int] = {}
         self.calls: list[Call] = []
+        self._evaluations = 1
         self._noted: dict[str, Tensor] = {}
         self._scale_changes: dict[str, Tensor] = {}
         self._met: Step | None = None
@@ -96,20 +99,21 @@ class Record:
 
     def passes(self, call: Call) -> int | None:
         """Network passes that ``call`` was made of; None for a chain on a model."""
-        return (
-            None
-            if self.on != "guider"
-            else sum(self.entries.get(name, 1) * self._pieces.get(name, 1) for name in call.branches)
-        )
+        if self.on != "guider":
+            return None
+        return call.evaluations * sum(self.entries.get(name, 1) * self._pieces.get(name, 1) for name in call.branches)
 
     def begin(self, step: Step) -> None:
         """A call begins."""
-        self.calls.append(Call(step.index, step.sigma.detach().clone(), step.guidance_scale))
+        self.calls.append(
+            Call(step.index, step.sigma.detach().clone(), step.guidance_scale, evaluations=self._evaluations)
+        )
+        self._evaluations = 1
         self._noted, self._scale_changes, self._met = {}, {}, None
 
-    def forget(self) -> None:
-        """The call that is under way is made again."""
-        self.calls.pop()
+    def repeat(self) -> None:
+        """The call that is under way is made again, and counts for both."""
+        self._evaluations += self.calls.pop().evaluations
 
     def note(self, name: str, value: Tensor) -> None:
         """A number (B,) of the rule that is acting; its act, which :meth:`seen` shows next, says which rule that is."""

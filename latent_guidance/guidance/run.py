@@ -209,7 +209,7 @@ class GuidanceRun:
                 raise
         self._keeps_copies = True  # for the rest of the run; the first try's graph is gone with its error
         if self.record is not None:
-            self.record.forget()
+            self.record.repeat()
         return self._call(x, sigma, evaluate, **ways)
 
     def _call(

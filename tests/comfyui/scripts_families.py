@@ -70,6 +70,37 @@ with stage.noted() as warnings:
     result["MPGD"], result["DPS"] = followed(plain, pulled), followed(plain, here.ours(dps))
 result["loss: warnings"] = warnings
 
+# --- core's skip-layer nodes, which are for transformers ---------------------------------------------------------------------------
+
+result["skip layers"] = {}
+window = dict(start_percent=0.0, end_percent=1.0)
+raw = dict(
+    scale=40.0, scaling="raw"
+)  # relative to an estimate with the node's part (on the model) or without it (in a guider)
+for module, node, inputs in (
+    ("nodes_slg", "SkipLayerGuidanceDiT", dict(double_layers="0", single_layers="0", scale=2.0)),
+    ("nodes_slg", "SkipLayerGuidanceDiTSimple", dict(double_layers="0", single_layers="0")),
+    ("nodes_sd3", "SkipLayerGuidanceSD3", dict(layers="0", scale=2.0)),
+) if family.flow else ():  # fmt: skip
+    skipping = stage.core_node(model, module, node, **inputs, **window)
+    alone = here.core(skipping, 4.0)
+    result["skip layers"][node] = {
+        "acts": far(plain, alone), "our cfg is core's": far(alone, here.ours(stage.cfg(4.0), skipping)),
+        "patch": far(
+            here.ours(stage.rule(classifier, stage.cfg(4.0), **raw), skipping),
+            here.core(stage.patch(skipping, stage.rule(classifier, **raw)), 4.0),
+        ),
+        "beside": {
+            name: [bool(torch.isfinite(both).all()), far(alone, both), far(here.ours(rules), both)]
+            for name, rules in (
+                ("classifier", stage.rule(classifier, stage.cfg(4.0))), ("MPGD", (*stage.cfg(4.0), *leaf)), ("DPS", dps),
+                ("CFG-Zero*", call("LGCFGZeroStar", guidance_scale=4.0)[0]),
+                ("Skipped Layers", call("LGSkippedLayers", rules=stage.cfg(4.0))[0]),
+            )
+            for both in [here.ours(rules, skipping)]
+        },
+    }  # fmt: skip
+
 # --- the identity, and what is not it ---------------------------------------------------------------------------------------
 
 level, scale = (0.6, 40.0) if family.flow else (2.0, 40.0)

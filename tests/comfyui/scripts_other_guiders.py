@@ -144,6 +144,44 @@ with stage.noted() as warnings:
     here.run(deaf(patched))  # no step, nothing to ask for
 result["not deaf"] = warnings
 
+# --- another pack's guider, with a condition of its own --------------------------------------------------------------------------
+
+
+class Styled(comfy.samplers.CFGGuider):
+    """Somebody's guider: CFG, and then half of the way to the estimate of a third prompt."""
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+        guided = comfy.samplers.sampling_function(
+            self.inner_model,
+            x,
+            timestep,
+            self.conds["negative"],
+            self.conds["positive"],
+            self.cfg,
+            model_options=model_options,
+        )
+        [style] = comfy.samplers.calc_cond_batch(self.inner_model, [self.conds["style"]], x, timestep, model_options)
+        return guided + 0.5 * (style - guided)
+
+
+def styled(guided):
+    guider = Styled(guided)
+    guider.inner_set_conds({"positive": positive, "negative": negative, "style": middle})
+    guider.set_cfg(4.0)
+    return guider
+
+
+here.sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 4)
+with stage.noted() as warnings:
+    result["styled: adds"] = far(0.5 * added, estimate(styled(patched)) - estimate(styled(model)))
+result["styled: gradient"] = warnings
+with stage.noted() as warnings:
+    shown = estimate(with_cfg(stage.patch(model, rescale))) - estimate(with_cfg(model))
+    result["styled: rescale"] = far(
+        0.5 * shown, estimate(styled(stage.patch(model, rescale))) - estimate(styled(model))
+    )
+result["styled"] = warnings
+
 # --- a node that sets a guider's cfg ---------------------------------------------------------------------------------------
 
 import comfy_extras.nodes_custom_sampler as core_nodes  # noqa: E402

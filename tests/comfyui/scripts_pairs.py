@@ -4,12 +4,12 @@ Everything is made from the list of rules: a new one joins by itself.
 """
 
 # ruff: noqa: ANN001, ANN002, ANN003, ANN201
-import importlib
 import itertools
 
 import comfy.sample
 import comfy.samplers
 import comfy_extras.nodes_post_processing  # noqa: F401, before nodes_latent, each of which imports the other
+import stage
 import torch
 from comfy_extras.nodes_custom_sampler import Guider_Basic
 from inside import call, far, part, refused, result
@@ -115,10 +115,7 @@ def chain(*rules):
 
 
 def core_node(module, name, **inputs):
-    """``model`` with a node of core's on it; None where this version has no such node."""
-    cls = getattr(importlib.import_module(f"comfy_extras.{module}"), name)
-    answer = cls.execute(model, **inputs) if hasattr(cls, "execute") else cls().patch(model, **inputs)
-    return getattr(answer, "result", answer)[0]
+    return stage.core_node(model, module, name, **inputs)
 
 
 CORE = {

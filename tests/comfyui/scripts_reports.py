@@ -5,6 +5,7 @@ import json
 
 import comfy.sample
 import comfy.samplers
+import stage
 import torch
 from inside import call, counted, far, part, refused, result
 
@@ -59,6 +60,26 @@ for name, rules, guided, prompt in (
     said = passes_of(guider, sigmas)
     [chain] = table(samples)
     result["passes"][name] = [said.total, sum(calls) / BATCH, chain["passes"], text]
+
+# --- a network that changes its activations in place -------------------------------------------------------------------------
+
+(toward,) = call("LGLossReference", reference={"samples": torch.ones(1, 4, 8, 8)})
+(through,) = call("LGDPS", loss=toward, guidance_scale=0.3, rules=cfg)
+changed = stage.core_node(model, "nodes_freelunch", "FreeU_V2", b1=1.3, b2=1.4, s1=0.9, s2=0.2)
+result["in place"] = {}
+for name, guided in (("as it is", model), ("with FreeU", changed)):
+    watched, calls = counted(guided)
+    guider, text = guider_of(through, watched)
+    samples = sampled(guider)
+    said = passes_of(guider, sigmas)
+    [chain] = table(samples)
+    result["in place"][name] = [
+        said.total,
+        sum(calls) / BATCH,
+        chain["passes"],
+        [row["passes"] for row in chain["rows"]],
+        text,
+    ]
 
 # --- reports ----------------------------------------------------------------------------------------------------------
 

@@ -96,6 +96,19 @@ def test_a_loss_is_followed_at_the_estimate_and_through_the_network(measured: di
     assert said == []
 
 
+def test_cores_skip_layer_nodes_act_beside_rules(measured: dict[str, Any]) -> None:
+    """Core's nodes for transformers: one adds a pass after the combination, one takes the place of the evaluation."""
+    nodes = {"SkipLayerGuidanceDiT", "SkipLayerGuidanceDiTSimple", "SkipLayerGuidanceSD3"}
+    assert set(measured["skip layers"]) == (nodes if is_flow(measured) else set())
+    for node, found in measured["skip layers"].items():
+        assert found["acts"] >= DIFFERENT and found["our cfg is core's"] <= SAME and found["patch"] <= SAME, (
+            node,
+            found,
+        )
+        for name, (finite, from_node, from_rule) in found["beside"].items():
+            assert finite and min(from_node, from_rule) >= DIFFERENT, (node, name, found)
+
+
 def test_the_gradient_joins_by_the_identity(measured: dict[str, Any]) -> None:
     """denoised += w sigma^2 / alpha grad; without 1/alpha it is another thing on a flow, and the same elsewhere."""
     assert measured["identity"] <= 1e-3

@@ -63,6 +63,15 @@ def test_a_guider_that_never_asks_is_named(measured: dict[str, Any]) -> None:
     assert measured["not deaf"] == []
 
 
+def test_under_another_packs_guider_rules_act_on_the_pair_that_it_shows_and_that_is_said(
+    measured: dict[str, Any],
+) -> None:
+    assert measured["styled: adds"] <= SAME and measured["styled: gradient"] == []
+    assert measured["styled: rescale"] <= SAME
+    [message] = measured["styled"]
+    assert "Rescale Guidance on a MODEL" in message and "Styled" in message and "(style)" in message
+
+
 def test_a_node_that_sets_cfg_acts_on_the_model_and_is_named_in_our_guider(measured: dict[str, Any]) -> None:
     found = measured["overridden"]
     if found is None:

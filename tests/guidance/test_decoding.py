@@ -13,7 +13,7 @@ from latent_guidance.guidance import MPGD
 from latent_guidance.guidance.decoding import pictures, tile_starts
 
 from .conftest import drawn
-from .test_x0_rules import Towards
+from .denoisers import Towards
 
 SIZES = [(40, 24), (24, 40), (16, 50), (33, 33), (100, 17)]
 

@@ -19,7 +19,7 @@ from latent_guidance.guidance.loss_rule import LossRule
 from latent_guidance.process import RECTIFIED_FLOW
 
 from .conftest import drawn
-from .test_x0_rules import Model, Towards, conds
+from .denoisers import Model, Towards, conds
 
 QUIET_AT_FIRST: list[LossRule] = [
     LossGuidedDiffusion(loss=Towards()),

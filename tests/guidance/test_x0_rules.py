@@ -1,4 +1,4 @@
-"""Rules that follow a loss: each against its paper's own algorithm, written out here, and the one evaluation that they share."""
+"""Rules that follow a loss: each against its paper's own algorithm, written out here."""
 
 from __future__ import annotations
 
@@ -8,89 +8,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from latent_guidance.errors import UserError
 from latent_guidance.guidance import (
     CFG,
     DPS,
     MPGD,
-    AdaptiveProjectedGuidance,
     FreeDoM,
     Guider,
     LossGuidedDiffusion,
-    MomentumGuidance,
-    SlidingModeCFG,
     TrainingFreeGuidance,
     UniversalGuidance,
-    check_on_model,
 )
 from latent_guidance.guidance.loss_rule import LossRule
 from latent_guidance.guidance.smoothing import draws_like
 from latent_guidance.process import RECTIFIED_FLOW, VE_SCALED, Process
-from latent_guidance.samplers import sample_euler, sample_heun
 
 from .conftest import SHAPES, drawn
+from .denoisers import EVERY, Model, Towards, conds
 
-THROUGH = [DPS, FreeDoM, LossGuidedDiffusion, UniversalGuidance, TrainingFreeGuidance]
-EVERY = [MPGD, *THROUGH]
 LEVELS = (0.8, 0.5)
 """Of one step; alpha-bar differs between the processes, the algebra may not."""
-
-
-class Towards:
-    """Half the squared distance to a fixed number, weighted by place: no gradient is a multiple of another."""
-
-    space = "latent"
-
-    def __call__(self, estimate: Tensor) -> Tensor:
-        weights = torch.linspace(0.5, 1.5, estimate[0].numel(), dtype=estimate.dtype).reshape(estimate.shape[1:])
-        return (weights * (estimate - 0.7).square()).flatten(1).sum(dim=1) / 2
-
-
-class Model:
-    """A smooth denoiser with a Jacobian that is not symmetric, different for both branches; it counts its calls."""
-
-    def __init__(self, process: Process, *, gradient: bool = True) -> None:
-        self.process, self.gradient = process, gradient
-        self.calls: list[bool] = []
-
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
-        self.calls.append(x.requires_grad)
-        level = sigma.reshape(-1, *(1,) * (x.ndim - 1))
-        own = 0 if cond is None else cond.reshape(-1, *(1,) * (x.ndim - 1)).to(x)
-        mixed = x + 0.3 * x.roll(1, dims=-1) + 0.1 * own
-        return torch.tanh(mixed / (1 + level)) if self.gradient else torch.tanh(mixed.detach())
-
-
-BLOCKS = 12
-
-
-class InPlace(Model):
-    """The same, in layers that change what autograd has saved of the layer before, as Flux's do."""
-
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
-        mixed = super().__call__(x, sigma, cond)
-        for _ in range(BLOCKS):  # blocks of one size, whose tensors come and go
-            kept = torch.tanh(mixed)  # tanh keeps its answer for its gradient
-            kept += 1.0
-            squared = kept.square()  # and square what it is given
-            kept[..., :1] -= 0.25  # through a view, as FreeU does
-            mixed = squared.mul_(0.5).add_(kept)
-            del kept, squared  # so that the next block's may lie where these were
-        return mixed
-
-
-class OutOfPlace(Model):
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
-        mixed = super().__call__(x, sigma, cond)
-        for _ in range(BLOCKS):
-            kept = torch.tanh(mixed) + 1.0
-            first = torch.cat([torch.full_like(kept[..., :1], 0.25), torch.zeros_like(kept[..., 1:])], dim=-1)
-            mixed = kept.square() * 0.5 + kept - first
-        return mixed
-
-
-def conds(batch: int, value: float) -> Tensor:
-    return torch.full((batch,), value, dtype=torch.float64)
 
 
 class OneStep:
@@ -284,102 +220,6 @@ def test_relative_pulls_are_fractions_of_x_less_denoised(rule_class: Any) -> Non
         assert ((Towards()(guided) < Towards()(plain)) == (fraction > 0)).all()
 
 
-class TestOneEvaluation:
-    """One network call a step, with a graph only at the steps at which a rule wants it."""
-
-    sigmas = torch.tensor([2.0, 1.0, 0.5, 0.2, 0.0], dtype=torch.float64)
-
-    def calls(self, *rules: Any) -> list[bool]:
-        model = Model(VE_SCALED)
-        with torch.inference_mode():
-            sample_euler(Guider(model, rules), drawn(2, 4, 3, 5), self.sigmas, conds(2, 1.0))
-        return model.calls
-
-    def test_leaf_rules_need_no_graph(self) -> None:
-        assert self.calls(MPGD(loss=Towards())) == [False] * 4
-        still = {"loss": Towards(), "guidance_scale": 0.0}
-        assert self.calls(UniversalGuidance(**still), TrainingFreeGuidance(**still)) == [False] * 4
-        assert self.calls(*(rule(loss=Towards(), guidance_scale=0.0) for rule in (DPS, FreeDoM))) == [False] * 4
-
-    def test_several_rules_share_one_graph(self) -> None:
-        assert self.calls(*(rule(loss=Towards()) for rule in EVERY)) == [True] * 4
-
-    def test_gates_spare_the_graph_but_for_the_first_step(self) -> None:
-        assert self.calls(DPS(loss=Towards(), every_k=2)) == [True, False, True, False]
-        assert self.calls(DPS(loss=Towards(), sigma_hi=0.5)) == [True, False, True, True]
-        assert self.calls(DPS(loss=Towards(), sigma_lo=0.6)) == [True, True, False, False]
-
-    def test_a_closed_gate_changes_nothing(self) -> None:
-        x, labels = drawn(2, 4, 3, 5), conds(2, 1.0)
-        plain = sample_euler(Model(VE_SCALED), x, self.sigmas, labels)
-        for rule in EVERY:
-            closed = Guider(Model(VE_SCALED), [rule(loss=Towards(), sigma_lo=5.0)])
-            assert torch.equal(sample_euler(closed, x, self.sigmas, labels), plain)
-
-    @pytest.mark.parametrize("rule_class", THROUGH)
-    def test_a_model_that_changes_what_autograd_has_saved_is_evaluated_once_more(self, rule_class: Any) -> None:
-        """With copies of it, from then on to the end of the run; the pictures and the report are those of one that does not."""
-        found = []
-        for model in (InPlace(VE_SCALED), OutOfPlace(VE_SCALED)):
-            guider = Guider(model, [rule_class(loss=Towards())], report=True)
-            with torch.inference_mode():
-                picture = sample_euler(guider, drawn(2, 4, 3, 5), self.sigmas, conds(2, 1.0))
-            found.append((picture, [row["contributions"] for row in guider.report.chains[0].rows]))
-            assert model.calls == [True] * (5 if type(model) is InPlace else 4)
-        torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-12)
-        assert len(found[0][1]) == len(found[1][1]) == 4
-        for one, other in zip(found[0][1], found[1][1], strict=True):
-            assert one == {name: pytest.approx(sizes, rel=1e-5) for name, sizes in other.items()}
-
-    @pytest.mark.parametrize("rule_class", THROUGH)
-    def test_a_model_without_a_gradient_is_refused_at_the_first_step(self, rule_class: Any) -> None:
-        model = Model(VE_SCALED, gradient=False)
-        guider = Guider(model, [rule_class(loss=Towards(), sigma_hi=0.3)])
-        with pytest.raises(UserError, match="no gradient with respect to x"):
-            sample_euler(guider, drawn(2, 4, 3, 5), self.sigmas, conds(2, 1.0))
-        assert len(model.calls) == 1
-        sample_euler(Guider(model, [MPGD(loss=Towards())]), drawn(2, 4, 3, 5), self.sigmas, conds(2, 1.0))
-
-    @pytest.mark.parametrize("rule_class", THROUGH)
-    def test_rules_through_the_denoiser_are_refused_on_a_model(self, rule_class: Any) -> None:
-        with pytest.raises(UserError, match="connect the rule to Guider"):
-            check_on_model([rule_class(loss=Towards())])
-        check_on_model([MPGD(loss=Towards()), rule_class(loss=Towards(), guidance_scale=0.0)])
-
-    @pytest.mark.parametrize(
-        "before",
-        [
-            MomentumGuidance(),
-            SlidingModeCFG(),
-            AdaptiveProjectedGuidance(momentum=-0.5, eta=0.5),
-        ],
-        ids=lambda rule: type(rule).__name__,
-    )
-    def test_rules_with_a_memory_hold_no_graph_from_step_to_step(self, before: Any) -> None:
-        """In inference mode, as in a node graph; with gates, so that steps with and without a graph alternate."""
-        rules = [CFG(guidance_scale=3.0), before, DPS(loss=Towards(), every_k=2)]
-        x, labels = drawn(2, 4, 3, 5), conds(2, 1.0)
-        runs = []
-        for mode in (True, False):
-            with torch.inference_mode(mode):
-                guider = Guider(Model(VE_SCALED), rules, uncond=conds(1, 0.0))
-                runs += [sample_heun(guider, x, self.sigmas, labels) for _ in range(2)]
-        assert all(torch.equal(run, runs[0]) for run in runs[1:]) and torch.isfinite(runs[0]).all()
-
-    def test_the_gradient_passes_through_what_guided_the_estimate(self) -> None:
-        """With CFG before it, it is the Jacobian of the guided estimate, not of the conditional one."""
-        x, sigma, labels = drawn(2, 4, 3, 5), conds(2, 0.8), conds(2, 1.0)
-        model, scale = Model(VE_SCALED), 3.0
-        leaf = x.clone().requires_grad_()
-        cond, uncond = model(leaf, sigma, labels), model(leaf, sigma, conds(2, 0.0))
-        guided = uncond + scale * (cond - uncond)
-        (gradient,) = torch.autograd.grad(Towards()(guided).sum(), leaf)
-        expected = guided - 0.4 * 0.8**2 * gradient
-        rules = [CFG(guidance_scale=scale), DPS(loss=Towards(), guidance_scale=0.4, scaling="score")]
-        ours = Guider(model, rules, uncond=conds(1, 0.0))(x, sigma, labels)
-        torch.testing.assert_close(ours, expected.detach(), rtol=1e-10, atol=1e-10)
-
-
 def test_clipping_bounds_each_samples_gradient() -> None:
     model, x, sigma, labels = Model(VE_SCALED), drawn(2, 4, 3, 5), conds(2, 0.8), conds(2, 1.0)
     plain = model(x, sigma, labels)
@@ -390,23 +230,3 @@ def test_clipping_bounds_each_samples_gradient() -> None:
             torch.testing.assert_close(moved, torch.full_like(moved, bound))
         else:
             assert (moved > 1).all()
-
-
-def test_half_precision_gradients_do_not_vanish_on_their_way() -> None:
-    """A loss so weak that its gradient is no number of half precision still pulls, since samples are brought to 1 on the way."""
-
-    class Half:
-        process = VE_SCALED
-
-        def __call__(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
-            return torch.tanh(x.half()).float()
-
-    class Weak:
-        space = "latent"
-
-        def __call__(self, estimate: Tensor) -> Tensor:
-            return 1e-9 * estimate.square().flatten(1).sum(dim=1)
-
-    x, sigma = drawn(2, 4, 3, 5).float(), conds(2, 0.8).float()
-    guided = Guider(Half(), [DPS(loss=Weak())])(x, sigma)
-    assert ((guided - Half()(x, sigma)).flatten(1).norm(dim=1) > 0.01).all()

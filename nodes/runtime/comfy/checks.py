@@ -110,8 +110,9 @@ def check_guider(guider: Any, rules: Sequence[Any]) -> None:
     """Refuse rules on a MODEL under a guider of ComfyUI's that would hand them an estimate they do not mean, or none.
 
     A guider with a third condition (Dual CFG Guider, Perp-Neg Guider) shows a patch one pair of its three estimates, or a mixture that
-    is none of CFG's; a gradient can be added to what it shows, and a rule that goes by prompt and negative has no meaning there. A
-    guider of two models asks no patch where its cfg is 1.
+    is none of CFG's; a gradient can be added to what it shows, and a rule that goes by prompt and negative has no meaning there. Of
+    another pack's guider with conditions of its own it is not known which pair it shows, so that is said. A guider of two models asks
+    no patch where its cfg is 1.
 
     Args:
         guider: What samples: a comfy.samplers.CFGGuider.
@@ -121,14 +122,9 @@ def check_guider(guider: Any, rules: Sequence[Any]) -> None:
         UserError: such rules under such a guider.
     """
     by_pair = [rule.node.name for rule in rules if rule.stage is not Stage.GRADIENT]
-    third = sorted(THIRD & set(getattr(guider, "original_conds", ())))
-    if by_pair and third and not getattr(guider, "shows_the_pair", False):
-        raise UserError(
-            f"{' and '.join(by_pair)} on a MODEL under {_guider_name(guider)}, which has a third condition ({', '.join(third)}) and "
-            "combines all three in its own way",
-            expected="a guider of a prompt and a negative, such as KSampler or CFGGuider; here, gradient rules alone",
-            mend="use the pack's Guider, with the rule Two-Condition Guidance or Perp-Neg before the others in its chain",
-        )
+    further = sorted(set(getattr(guider, "original_conds", ())) - {"positive", "negative"})
+    if by_pair and further and not getattr(guider, "shows_the_pair", False):
+        _check_further(_guider_name(guider), further, " and ".join(by_pair))
     if hasattr(guider, "uncond_model_patcher") and rules and math.isclose(guider.cfg, 1.0):
         raise UserError(
             f"{' and '.join(rule.node.name for rule in rules)} on a MODEL under {_guider_name(guider)} at cfg 1, where it asks no rule "
@@ -136,6 +132,21 @@ def check_guider(guider: Any, rules: Sequence[Any]) -> None:
             expected="another cfg, or a guider that does",
             mend="use CFGGuider or the pack's Guider; the rule Autoguidance guides by a second model",
         )
+
+
+def _check_further(guider: str, further: Sequence[str], rules: str) -> None:
+    """Refuse ``rules`` that go by prompt and negative under a third condition of core's; log a warning where others' conditions are met."""
+    if third := [name for name in further if name in THIRD]:
+        raise UserError(
+            f"{rules} on a MODEL under {guider}, which has a third condition ({', '.join(third)}) and combines all three in its own way",
+            expected="a guider of a prompt and a negative, such as KSampler or CFGGuider; here, gradient rules alone",
+            mend="use the pack's Guider, with the rule Two-Condition Guidance or Perp-Neg before the others in its chain",
+        )
+    log.warning(
+        "%s on a MODEL under %s, which has conditions of its own (%s): the rules act on whatever pair of estimates it shows as prompt and "
+        "negative. Gradient rules are added to its answer; for the others the pack's Guider is sure.",
+        rules, guider, ", ".join(further),
+    )  # fmt: skip
 
 
 def _guider_name(guider: Any) -> str:

@@ -23,6 +23,7 @@ from ....latent_guidance.errors import UserError
 from ....latent_guidance.models.files import load_weights
 from ....latent_guidance.models.unet import ConditionedUNet
 from ....latent_guidance.schedules import DiscreteSchedule, FlowSchedule, schedule_from_config
+from .memory import ALL
 from .native import native_unet_config, native_weights
 
 log = logging.getLogger("latent_guidance")
@@ -45,7 +46,7 @@ class WholeModelPatcher(comfy.model_patcher.ModelPatcher):
     """A ModelPatcher for networks of plain torch layers, which must be loaded whole: they cannot cast layer by layer."""
 
     def partially_load(self, device_to: Any, extra_memory: float = 0, force_patch_weights: bool = False) -> Any:
-        return super().partially_load(device_to, 1e32, force_patch_weights=force_patch_weights)
+        return super().partially_load(device_to, ALL, force_patch_weights=force_patch_weights)
 
     def partially_unload(self, *args: Any, **kwargs: Any) -> int:
         return 0  # nothing freed: ComfyUI then unloads it whole

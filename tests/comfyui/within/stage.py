@@ -1,6 +1,7 @@
 """Guiders, patches and small classifiers for scripts that run inside a ComfyUI: one place for how a test samples."""
 
 # ruff: noqa: ANN001, ANN003, ANN201, ANN202, ANN204
+import importlib
 import logging
 import warnings
 from contextlib import contextmanager
@@ -37,6 +38,13 @@ def rule(classifier, rules=(), label="cat", scale=0.3, scaling="relative", **mor
 
 def cfg(scale, rules=()):
     return call("LGCFG", guidance_scale=scale, rules=rules)[0]
+
+
+def core_node(model, module, name, **inputs):
+    """``model`` with a guidance node of core's on it, in comfy_extras.``module``."""
+    cls = getattr(importlib.import_module(f"comfy_extras.{module}"), name)
+    answer = cls.execute(model, **inputs) if hasattr(cls, "execute") else cls().patch(model, **inputs)
+    return getattr(answer, "result", answer)[0]
 
 
 def patch(model, rules):
