@@ -10,6 +10,8 @@ with eta = 0.5 or 1, under which a step ends farther (``Process.step_to_denoised
 (recurrence), not part of the rule.
 Space: x in VP coordinates. What is added to D makes an Euler or DDIM (eta = 0) step end rho_t grad E lower, exactly: divided by 1 -
 sigma_next / sigma.
+Like DPS it takes p(y | x0 = D) for p(y | x); how far it goes wrong is measured in tests/guidance/test_x0_oracles.py: a scale that fits high
+noise is many times too strong at low noise there.
 Deviation: norms are per sample (the authors' code takes them over the batch), and without a negative estimate the correction form adds
 nothing.
 """

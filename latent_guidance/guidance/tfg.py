@@ -14,7 +14,8 @@ next x gains, divided by 1 - sigma_next / sigma. Settings, with scaling raw and 
 one iteration and schedule constant is MPGD (raw). With scaling *relative* the variance part is guidance_scale times as long as x - D, and
 each iteration mean_scale times. Deviations: the draws z_i are shared by a batch and by the repeats of a step under recurrence; rho and mu
 follow one schedule (the authors' code has one for each); gradients are clipped by the knob clip, off by default (the authors' code clips
-for molecules alone). The authors sample with eta = 1 (``Process.step_to_denoised_shift``).
+for molecules alone). The authors sample with eta = 1 (``Process.step_to_denoised_shift``). Its bias is measured, as FreeDoM's, in
+tests/guidance/test_x0_oracles.py.
 """
 
 from __future__ import annotations

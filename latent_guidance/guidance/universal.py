@@ -9,6 +9,7 @@ Space: forward in eps (VP coordinates), the score form; backward in the denoised
 estimate, as in the algorithm; plain gradient descent, as in the paper's text (the authors' code takes Adam, starts the descent from the
 estimate after the forward part, clamps it, and has none for Stable Diffusion: m = 0).
 
+The forward part has DPS's bias, the backward part one of its own: both are measured in tests/guidance/test_x0_oracles.py.
 With scaling *relative* the forward part is guidance_scale times as long as x - D, and every step of descent step_size times.
 """
 

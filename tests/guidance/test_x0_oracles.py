@@ -8,7 +8,9 @@ where DPS has s^2 in the place of s^2 + A V A^T (it takes p(y | x0 = D) for p(y 
 and MPGD at scale c has c A^T (y - A D) / s^2. How far each is from the exact shift, relative to its length, is measured here (mean over
 256 draws of x and y; VE; one sensor across two correlated numbers of unit and half variance, s = 0.5) and is the table in :data:`BIAS`.
 DPS is exact only where V vanishes; at high noise it shifts some four times too far here, and more with a sharper sensor, which is
-why its paper divides by the residual. LGD-MC stays nearer. MPGD does not know V, so no one c is right at all noise levels.
+why its paper divides by the residual. LGD-MC stays nearer. MPGD does not know V, so no one c is right at all noise levels; the descent of
+universal guidance does not either, and its forward part is DPS. FreeDoM and TFG move x by a strength that V does not lessen at low noise:
+there they go many times too far at a scale that fits high noise.
 """
 
 from __future__ import annotations
@@ -21,7 +23,15 @@ from torch import Tensor
 
 from latent_guidance.analytic import GaussianDenoiser
 from latent_guidance.denoiser import Cond
-from latent_guidance.guidance import DPS, MPGD, Guider, LossGuidedDiffusion
+from latent_guidance.guidance import (
+    DPS,
+    MPGD,
+    FreeDoM,
+    Guider,
+    LossGuidedDiffusion,
+    TrainingFreeGuidance,
+    UniversalGuidance,
+)
 from latent_guidance.guidance.smoothing import draws_like, smoothed_gradient
 from latent_guidance.process import RECTIFIED_FLOW, VE_SCALED, Process
 
@@ -90,6 +100,14 @@ def error(process: Process, sigma: float, rule: str) -> float:
         "DPS": DPS(loss=loss, guidance_scale=1.0, scaling="score"),
         "LGD-MC": LossGuidedDiffusion(loss=loss, guidance_scale=1.0, scaling="score", draws=64),
         "MPGD": MPGD(loss=loss, guidance_scale=NOISE**2, scaling="estimate"),
+        "Universal, forward": UniversalGuidance(loss=loss, guidance_scale=1.0, scaling="raw", steps=0),
+        "Universal, descent": UniversalGuidance(
+            loss=loss, guidance_scale=0.0, scaling="raw", steps=10, step_size=NOISE**2 / 10
+        ),
+        "FreeDoM": FreeDoM(loss=loss, guidance_scale=1.0, scaling="signal"),
+        "TFG, variance": TrainingFreeGuidance(
+            loss=loss, guidance_scale=1.0, mean_scale=0.0, scaling="raw", schedule="constant"
+        ),
         "none": MPGD(loss=loss, guidance_scale=0.0),
     }
     guided, exact = Guider(model, [rules[rule]])(x, level), conditioned(process, x, y, level)
@@ -159,8 +177,14 @@ BIAS: dict[str, tuple[float, ...]] = {
     "DPS": (0.053, 0.900, 2.740, 3.253),
     "LGD-MC": (0.073, 0.222, 0.274, 0.296),
     "MPGD": (25.904, 1.854, 0.888, 0.842),
+    "Universal, forward": (0.053, 0.900, 2.740, 3.253),
+    "Universal, descent": (14.197, 0.634, 0.458, 0.512),
+    "FreeDoM": (104.324, 6.599, 0.065, 0.957),
+    "TFG, variance": (105.505, 8.555, 3.699, 3.386),
 }
-"""|shift - exact| / |exact| at sigma = 0.1, 0.5, 2 and 10 (VE), as measured: DPS and LGD-MC (64 draws) at scale 1, MPGD at c = s^2."""
+"""|shift - exact| / |exact| at sigma = 0.1, 0.5, 2 and 10 (VE), as measured: DPS, LGD-MC (64 draws) and the forward part of universal
+guidance at scale 1, MPGD at c = s^2, the descent of universal guidance in ten steps of s^2 / 10, FreeDoM by the signal and TFG's variance
+guidance at rho = 1."""
 
 
 @pytest.mark.parametrize("rule", BIAS)
