@@ -74,6 +74,15 @@ def run_inside(comfyui: Path, base: Path, script: str, folder: Path, *, seconds:
     return json.loads((folder / "out.json").read_text("utf-8"))
 
 
+def run_beside(
+    test: str, comfyui: Path, base: Path, folder: Path, *, head: str = "", seconds: float = RUN_SECONDS
+) -> dict[str, Any]:
+    """What the script of a file of tests (test_x.py: scripts_x.py beside it), with ``head`` before it, leaves in ``result``."""
+    file = Path(test)
+    script = file.with_name(file.name.replace("test_", "scripts_", 1)).read_text("utf-8")
+    return run_inside(comfyui, base, head + script, folder, seconds=seconds)
+
+
 class Refused(Exception):
     """The server refused a prompt, or a node failed; the message is what the user reads."""
 

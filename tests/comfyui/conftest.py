@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .comfy import Server, comfyuis, make_base, run_inside
+from .comfy import Server, comfyuis, make_base, run_beside, run_inside
 
 NONE = "no ComfyUI found: set COMFYUI_PATH, or put a checkout at ../ComfyUI"
 
@@ -42,6 +42,14 @@ def server(comfyui: Path, base: Path) -> Iterator[Server]:
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(scope="module")
+def measured(
+    request: pytest.FixtureRequest, comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What the script beside a file of tests leaves in ``result`` when it runs inside the ComfyUI, once for all its tests."""
+    return run_beside(str(request.path), comfyui, base, tmp_path_factory.mktemp(request.path.stem))
 
 
 @pytest.fixture

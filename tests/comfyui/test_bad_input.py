@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .comfy import run_inside
 from .test_guidance import DIFFERENT
 
 STEPS, WAYS = 2, ["CFGGuider", "KSampler", "ours"]
-
-
-@pytest.fixture(scope="module")
-def measured(comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    script = Path(__file__).with_name("scripts_bad_input.py").read_text("utf-8")
-    return run_inside(comfyui, base, script, tmp_path_factory.mktemp("bad_input"))
 
 
 @pytest.mark.parametrize("way", ["CFGGuider", "BasicGuider", "behind KSampler", "KSampler"])

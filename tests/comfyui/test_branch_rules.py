@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .comfy import run_inside
 from .test_guidance import DIFFERENT, SAME
 
 NODES = ["LGTangentialCFG", "LGFrequencyDecoupled", "LGMagnitudeAware", "LGAdaptiveGuidance", "LGSlidingModeCFG"]
-
-
-@pytest.fixture(scope="module")
-def measured(comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    script = Path(__file__).with_name("scripts_branch_rules.py").read_text("utf-8")
-    return run_inside(comfyui, base, script, tmp_path_factory.mktemp("branch_rules"))
 
 
 @pytest.mark.parametrize("node", NODES)

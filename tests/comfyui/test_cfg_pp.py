@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .comfy import run_inside
 from .test_guidance import DIFFERENT, SAME
 
 KINDS = ["euler", "ancestral", "2m"]
@@ -20,12 +18,6 @@ CORE = [
     "res_multistep_ancestral_cfg_pp",
     "gradient_estimation_cfg_pp",
 ]
-
-
-@pytest.fixture(scope="module")
-def measured(comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    script = Path(__file__).with_name("scripts_cfg_pp.py").read_text("utf-8")
-    return run_inside(comfyui, base, script, tmp_path_factory.mktemp("cfg_pp"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .comfy import run_inside
 from .test_guidance import DIFFERENT, SAME
 
 KINDS = [
@@ -16,12 +14,6 @@ KINDS = [
 ]  # fmt: skip
 VE = ["eps", "v", "v, zero terminal snr", "x0", "lcm", "edm", "continuous eps", "continuous v"]
 FLOW = ["flow", "flow of aura", "flow of flux"]
-
-
-@pytest.fixture(scope="module")
-def measured(comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    script = Path(__file__).with_name("scripts_conditions.py").read_text("utf-8")
-    return run_inside(comfyui, base, script, tmp_path_factory.mktemp("conditions"))
 
 
 def check_pair(pair: list[float]) -> None:

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .comfy import run_inside
-
 KINDS = ["EPS", "V_PREDICTION", "EDM", "V_PREDICTION_EDM", "FLOW", "FLUX"]
 FLOWS = {"FLOW", "FLUX"}
-
-
-@pytest.fixture(scope="module")
-def measured(comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    script = Path(__file__).with_name("scripts_exact.py").read_text("utf-8")
-    return run_inside(comfyui, base, script, tmp_path_factory.mktemp("exact"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

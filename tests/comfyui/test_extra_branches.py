@@ -9,18 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .comfy import Server, psnr, run_inside
+from .comfy import Server, psnr
 from .test_guidance import DIFFERENT, SAME
 from .test_workflows import embedded, saved_only, workflow
 
 PARITY = 60.0
 """PSNR in dB of a picture by ComfyUI against the embedded host's."""
-
-
-@pytest.fixture(scope="module")
-def measured(comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    script = Path(__file__).with_name("scripts_extra_branches.py").read_text("utf-8")
-    return run_inside(comfyui, base, script, tmp_path_factory.mktemp("extra_branches"))
 
 
 SAME_TWO = [

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from .comfy import HEAVY_SECONDS, run_inside
+from .comfy import HEAVY_SECONDS, run_beside
 from .test_guidance import DIFFERENT, SAME
 
 pytestmark = pytest.mark.timeout(HEAVY_SECONDS)
@@ -47,9 +47,9 @@ def measured(
     request: pytest.FixtureRequest, comfyui: Path, base: Path, files: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     name = request.param
-    script = Path(__file__).with_name("scripts_families.py").read_text("utf-8")
     head = f"FAMILY, FILES, WEIGHTS = {name!r}, {str(files)!r}, {WEIGHTS[name]!r}\n"
-    found = run_inside(comfyui, base, head + script, tmp_path_factory.mktemp(name), seconds=HEAVY_SECONDS)
+    folder = tmp_path_factory.mktemp(name)
+    found = run_beside(__file__, comfyui, base, folder, head=head, seconds=HEAVY_SECONDS)
     return found | {"name": name}
 
 

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .comfy import run_inside
-
 SAME, DIFFERENT = 1e-4, 1e-2
 """Largest difference relative to the spread of the latents: rounding is below the first, an effect above the second."""
-
-
-@pytest.fixture(scope="module")
-def measured(comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    script = Path(__file__).with_name("scripts_guidance.py").read_text("utf-8")
-    return run_inside(comfyui, base, script, tmp_path_factory.mktemp("guidance"))
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .comfy import run_inside
 from .test_guidance import SAME
-
-
-@pytest.fixture(scope="module")
-def measured(comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    script = Path(__file__).with_name("scripts_memory.py").read_text("utf-8")
-    return run_inside(comfyui, base, script, tmp_path_factory.mktemp("memory"))
 
 
 def test_without_a_graph_comfyuis_own_estimate_is_asked_for(measured: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from latent_guidance.models.checkpoint import load_text_encoder
 
-from .comfy import run_inside
+from .comfy import run_beside
 
 EQUAL, ELSE = 1e-5, 1e-3
 """Largest difference relative to the largest value."""
@@ -34,8 +34,7 @@ PROMPTS = {"short": "a (red:1.3) apple", "long": "word " * 200, "empty": ""}
 @pytest.fixture(scope="module")
 def measured(comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     encode_prompts(base / "models" / "latent_guidance" / "tiny", base / "input")
-    script = Path(__file__).with_name("scripts_native.py").read_text("utf-8")
-    return run_inside(comfyui, base, script, tmp_path_factory.mktemp("native"))
+    return run_beside(__file__, comfyui, base, tmp_path_factory.mktemp("native"))
 
 
 def encode_prompts(checkpoint: Path, folder: Path) -> None:

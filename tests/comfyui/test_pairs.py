@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from latent_guidance.guidance import RULES
-
-from .comfy import run_inside
 
 ACTS = 1e-4
 """Smallest difference, relative to the spread of the latents, that counts as an effect; rounding is about 1e-6 here."""
@@ -34,12 +31,6 @@ ONLY_IN_A_GUIDER = {
 ONE_ACTS = {"LGLimitedInterval + LGDynamicThresholding", "LGGuidanceSchedule + LGGuidanceCurve"}
 """Pairs of which one leaves the other nothing: no guidance where a threshold would be passed; a curve sets the scale, whatever it was."""
 SAME = 1e-4
-
-
-@pytest.fixture(scope="module")
-def measured(comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    script = Path(__file__).with_name("scripts_pairs.py").read_text("utf-8")
-    return run_inside(comfyui, base, script, tmp_path_factory.mktemp("pairs"))
 
 
 def wrong(found: dict[str, dict[str, Any]], *differences: str) -> dict[str, dict[str, Any]]:

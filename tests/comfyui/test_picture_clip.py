@@ -9,15 +9,14 @@ import pytest
 
 from latent_guidance.models.tiny import make_tiny_picture_clip
 
-from .comfy import run_inside
+from .comfy import run_beside
 from .test_guidance import DIFFERENT, SAME
 
 
 @pytest.fixture(scope="module")
 def measured(comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     make_tiny_picture_clip(base / "models" / "clip_vision" / "tiny")
-    script = Path(__file__).with_name("scripts_picture_clip.py").read_text("utf-8")
-    return run_inside(comfyui, base, script, tmp_path_factory.mktemp("picture_clip"))
+    return run_beside(__file__, comfyui, base, tmp_path_factory.mktemp("picture_clip"))
 
 
 def needed(measured: dict[str, Any], name: str) -> None:

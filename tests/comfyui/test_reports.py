@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .comfy import Server, run_inside
+from .comfy import Server
 from .test_workflows import workflow
 
 CFG, CLASSIFIER = "Classifier-Free Guidance (CFG)", "Classifier Guidance"
 SHIFT = "Classifier Mean Shift (DDPM)"
 STEPS, BATCH = 4, 2
-
-
-@pytest.fixture(scope="module")
-def measured(comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    script = Path(__file__).with_name("scripts_reports.py").read_text("utf-8")
-    return run_inside(comfyui, base, script, tmp_path_factory.mktemp("reports"))
 
 
 @pytest.mark.parametrize(

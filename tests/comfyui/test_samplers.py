@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .comfy import HEAVY_SECONDS, run_inside
+from .comfy import HEAVY_SECONDS, run_beside
 from .test_guidance import DIFFERENT, SAME
 
 FEW = (["euler", "dpmpp_2m", "dpmpp_sde", "euler_cfg_pp", "uni_pc", "res_multistep"], ["simple", "karras"])
@@ -19,9 +19,9 @@ def measured(
     request: pytest.FixtureRequest, comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     samplers, schedulers = FEW if request.param == "few" else (None, None)
-    script = Path(__file__).with_name("scripts_samplers.py").read_text("utf-8")
     head = f"SAMPLERS, SCHEDULERS = {samplers!r}, {schedulers!r}\n"
-    found = run_inside(comfyui, base, head + script, tmp_path_factory.mktemp("samplers"), seconds=HEAVY_SECONDS)
+    folder = tmp_path_factory.mktemp("samplers")
+    found = run_beside(__file__, comfyui, base, folder, head=head, seconds=HEAVY_SECONDS)
     tried = FEW if request.param == "few" else found["offered"]
     assert set(found["runs"]) == {f"{sampler}, {scheduler}" for sampler in tried[0] for scheduler in tried[1]}
     return found

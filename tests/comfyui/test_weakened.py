@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .comfy import run_inside
 from .test_guidance import DIFFERENT, SAME
 
 RULES = ["identity", "identity, other layers", "blur", "blur without limit", "skip", "shuffle", "windows"]
@@ -34,12 +32,6 @@ OTHER_NAMES = [
     *(f"{rule} differs: from the model" for rule in RULES),
     *(f"{rule} differs: two entries" for rule in ("shuffle", "skip", "windows")),
 ]
-
-
-@pytest.fixture(scope="module")
-def measured(comfyui: Path, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    script = Path(__file__).with_name("scripts_weakened.py").read_text("utf-8")
-    return run_inside(comfyui, base, script, tmp_path_factory.mktemp("weakened"))
 
 
 @pytest.mark.parametrize("name", SAME_NAMES)

@@ -7,6 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+from latent_guidance.models.checkpoint import load_vae
+from latent_guidance.models.tiny import make_tiny_checkpoint
+from latent_guidance.models.vae import VAE
+
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -24,3 +28,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(json.dumps({"file_name": name, "text": f"{label[:-1]} square {number}"}))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> VAE:
+    return load_vae(make_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny"))
