@@ -144,7 +144,8 @@ def _drawn(report: Report) -> Any:
 
 
 def _heading(report: Report) -> str:
-    calls = max(len(chain.rows) for chain in report.chains)
+    guiding = [chain for chain in report.chains if chain.on != "sampler"] or report.chains
+    calls = max(len(chain.rows) for chain in guiding)
     passes = [chain.passes for chain in report.chains if chain.passes is not None]
     return f"{calls} calls of the guider" + (f", {sum(passes)} network passes a picture" if passes else "")
 

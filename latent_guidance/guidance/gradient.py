@@ -69,7 +69,7 @@ def same_kind(like: Any, entries: list[Any]) -> Any:
 
 
 class ChangedInPlace(UserError):
-    """Something was changed in place that autograd has kept for its backward pass."""
+    """The network has changed something in place that autograd has kept for its backward pass."""
 
 
 SIGNS = ("nference tensor", "inplace operation", "not require grad", "grad_fn", "derivative for", "a second time")
@@ -77,13 +77,14 @@ SIGNS = ("nference tensor", "inplace operation", "not require grad", "grad_fn", 
 
 
 @contextmanager
-def named_autograd(what: str, *, mend: str, backward: bool = False) -> Iterator[None]:
+def named_autograd(what: str, *, mend: str, backward: bool = False, network: bool = False) -> Iterator[None]:
     """In this context what autograd cannot do is said by name, as a UserError.
 
     Args:
         what: what cannot be differentiated, and for whom.
         mend: what mends it.
         backward: this is a backward pass, in which whatever fails is autograd's, save for want of memory (a host knows what to do then).
+        network: it is the denoiser's network that is passed through; what it changes in place is a ChangedInPlace.
     """
     try:
         yield
@@ -92,7 +93,10 @@ def named_autograd(what: str, *, mend: str, backward: bool = False) -> Iterator[
         if isinstance(error, torch.OutOfMemoryError) or "out of memory" in said.lower():
             raise
         if "inplace operation" in said:
-            kind, what = ChangedInPlace, f"{what}, whose activations are changed in place"
+            kind = ChangedInPlace if network else UserError
+            what += (
+                ", whose activations are changed in place" if network else ", in which something is changed in place"
+            )
         elif not backward and not any(sign in said for sign in SIGNS):
             raise
         first = said.strip().splitlines()[0] if said.strip() else type(error).__name__

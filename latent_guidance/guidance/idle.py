@@ -34,10 +34,10 @@ def idle_at_one(rules: Sequence[Rule]) -> tuple[str, ...]:
 
 
 def warn_of_no_guidance(names: Sequence[str]) -> None:
-    """Log a warning for rules by their ``names``, of :func:`idle_at_one`, in a run whose scale was 1 at every step."""
+    """Log a warning for rules by their ``names``, of :func:`idle_at_one`, in a run whose scale was 1 down to its last noise level."""
     log.warning(
-        "%s did nothing in this run: it changes how the prompt is guided away from the negative, and the guidance scale was 1 at every "
-        "step, where it has nothing to change. Put Classifier-Free Guidance (CFG) before it in the chain, or, on a MODEL, set the "
-        "sampler's cfg to another value.",
+        "%s did nothing in this run: it changes how the prompt is guided away from the negative, and the guidance scale was 1 down to the "
+        "last noise level, where it has nothing to change. Put Classifier-Free Guidance (CFG) before it in the chain, or, on a MODEL, set "
+        "the sampler's cfg to another value.",
         " and ".join(names),
     )

@@ -33,7 +33,7 @@ class Passes:
         sparing: names of rules that may save some of them in the run itself, by what they see.
         besides: names of rules that call a network of their own.
         through: names of rules that differentiate through the network. One that changes its activations in place is evaluated twice
-            at the first such call of a run, which is not counted here.
+            at the first call at which they act, which is not counted here.
     """
 
     sigmas: tuple[float, ...]
@@ -70,7 +70,8 @@ class Passes:
             lines.append(f"besides, a network of their own is called by: {', '.join(self.besides)}")
         if self.through:
             lines.append(
-                f"the first step twice if the model changes its activations in place, as Flux and FreeU do, for: {', '.join(self.through)}"
+                "one step twice if the model changes its activations in place, as Flux and FreeU do: the first at which this rule acts: "
+                f"{', '.join(self.through)}"
             )
         return "\n".join(lines)
 

@@ -8,7 +8,7 @@ rules shares the one graph, and steps at which no rule wants it are evaluated wi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakSet
 
@@ -47,9 +47,14 @@ class CopyBeforeWriting(TorchDispatchMode):
 
     def pack(self, tensor: Tensor) -> Saved:
         """A handle on what autograd saves."""
-        saved = Saved(tensor)
-        self.saved.setdefault(_storage(tensor), WeakSet()).add(saved)
+        saved, storage = Saved(tensor), _storage(tensor)
+        if storage is not None:
+            self.saved.setdefault(storage, WeakSet()).add(saved)
         return saved
+
+    def saving(self) -> AbstractContextManager[Any]:
+        """A context whose graphs are those that are kept whole."""
+        return torch.autograd.graph.saved_tensors_hooks(self.pack, lambda saved: saved.tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -61,9 +66,9 @@ class CopyBeforeWriting(TorchDispatchMode):
                         self._copy(_storage(tensor))
         return func(*args, **kwargs)
 
-    def _copy(self, storage: int) -> None:
+    def _copy(self, storage: int | None) -> None:
         copies: dict[tuple[Any, ...], Tensor] = {}  # one for all who saved the same part of it
-        for saved in self.saved.pop(storage, ()):
+        for saved in () if storage is None else self.saved.pop(storage, ()):
             tensor = saved.tensor
             if tensor is not None:
                 part = (tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset())
@@ -78,46 +83,57 @@ class CopyBeforeWriting(TorchDispatchMode):
                 saved.tensor = None
 
 
-def _storage(tensor: Tensor) -> int:
-    """What is equal for tensors that share their memory, while one of them lives."""
-    return tensor.untyped_storage()._cdata
+def _storage(tensor: Tensor) -> int | None:
+    """What is equal for tensors that share their memory, while one of them lives; None for one without (a sparse one)."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except NotImplementedError:
+        return None
 
 
 @contextmanager
-def copies_of_what_changes() -> Iterator[None]:
-    """In this context autograd keeps a copy of what it has saved and the network then changes in place, for forward and backward passes.
+def copies_of_what_changes() -> Iterator[Callable[[], AbstractContextManager[Any]]]:
+    """In this context autograd keeps a copy of what it has saved of the network, and the network then changes in place.
 
     Flux's layers do so, and nodes such as FreeU. Every operation on a tensor passes through Python for it, so that a network that changes
-    nothing is better off without. A graph made in it is good inside it only.
+    nothing is better off without.
+
+    Yields:
+        what makes the inner context for the network's call; a graph made in that is good until this one ends.
     """
     mode = CopyBeforeWriting()
     try:
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            mode,
-            torch.autograd.graph.saved_tensors_hooks(mode.pack, lambda saved: saved.tensor),
-        ):
-            yield
+        with torch.inference_mode(False), torch.no_grad(), mode:
+            yield mode.saving
     finally:
         mode.let_go()
 
 
-def recorded(step: Step, guide: Callable[[Step], Step], rules: str) -> Step:
+def recorded(
+    step: Step,
+    guide: Callable[[Step], Step],
+    rules: str,
+    saving: Callable[[], AbstractContextManager[Any]] | None = None,
+) -> Step:
     """``guide(step)``, which evaluates the network and combines the branches, with a ``pull_back`` and nothing else attached to a graph.
 
     Args:
         step: with an x (B, ...) of any autograd mode.
         guide: is given the step with an x that requires a gradient, outside inference mode; answers it with ``guided``.
         rules: the names of those for which this is done, for errors.
+        saving: makes the context of ``guide``'s call; that of :func:`copies_of_what_changes`, if this is inside one.
 
     Raises:
+        ChangedInPlace: from ``guide`` or from the ``pull_back``: the network changes in place what autograd has saved.
         UserError: an estimate that does not depend on x as far as autograd knows.
     """
     with torch.inference_mode(False), torch.enable_grad():
         leaf = step.x.detach().clone().requires_grad_()
         fresh = {"sigma": step.sigma.clone(), "guidance_scale": step.guidance_scale.clone()}
-        with named_autograd(f"the model, evaluated with its gradient for {rules}", mend=MEND):
+        with (
+            named_autograd(f"the model, evaluated with its gradient for {rules}", mend=MEND, network=True),
+            saving() if saving else nullcontext(),
+        ):
             live = guide(step.replace(x=leaf, **fresh))
         guided = live.denoised
     if not guided.requires_grad:
@@ -143,6 +159,8 @@ def _pulled(gradient: Tensor, guided: Tensor, leaf: Tensor, rules: str) -> Tenso
         peak = gradient.flatten(1).abs().amax(dim=1)
         usable = (peak > 0) & torch.isfinite(peak)
         peak = torch.where(usable, peak, torch.ones_like(peak))
-        with named_autograd(f"the backward pass through the model, for {rules}", mend=MEND, backward=True):
+        with named_autograd(
+            f"the backward pass through the model, for {rules}", mend=MEND, backward=True, network=True
+        ):
             (pulled,) = torch.autograd.grad(guided, leaf, gradient / expand(peak, gradient), retain_graph=True)
         return pulled.detach() * expand(peak, pulled).to(pulled)

@@ -72,9 +72,8 @@ class Chain:
 
     @property
     def passes(self) -> int | None:
-        """Network passes of the whole run."""
-        counts = [row["passes"] for row in self.rows]
-        return None if None in counts else sum(counts)
+        """Network passes of the whole run; None if the guider's are not known."""
+        return sum(row["passes"] for row in self.rows) if self.on == "guider" else None
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,8 @@ class GuidanceRun:
             also: names to evaluate whether a rule needs them or not, for a host that has another use for them.
             host_combine: how a host combines the branches where the chain has no COMBINE rule; plain CFG without it.
             differentiable: called in the place of ``evaluate`` at the steps at which a rule differentiates through the denoiser, and
-                once more at the first of them if the network changes in place what autograd has saved; None if the host cannot.
+                once more at the first of them whose gradient is taken if the network changes in place what autograd has saved; None if the
+                host cannot.
             base_scale: w of this call where no rule of the chain brings its own; None leaves it at the run's.
 
         Raises:
@@ -233,11 +234,12 @@ class GuidanceRun:
         if differentiable is None:
             raise _no_gradient(self.rules)
         at = differentiable
-        with copies_of_what_changes() if self._keeps_copies else nullcontext():
+        with copies_of_what_changes() if self._keeps_copies else nullcontext() as saving:
             step = recorded(
                 step,
                 lambda live: self._guided(live, wanted, at(names, live.x, live.sigma), host_combine),
                 _differentiating(self.rules),
+                saving,
             )
             return self._with_gradients(step)
 

@@ -161,6 +161,15 @@ perturbed.set_model_attn1_replace(lambda q, k, v, extra_options: v, "middle", 0)
 with stage.noted() as said:
     unmoved = [sampled(perturbed, condition, other, 3.0) for _ in range(2)]
 result["wrapped: another node's attention"] = [said, far(sampled(wrapped, condition, other, 3.0), unmoved[1])]
+around = wrapped.clone()
+around.add_wrapper_with_key("diffusion_model", "half", lambda network, *args, **more: 0.5 * network(*args, **more))
+cached = stage.core_node(
+    wrapped, "nodes_easycache", "EasyCacheNode", reuse_threshold=3.0, start_percent=0.0, end_percent=1.0, verbose=False
+)
+as_it_is = sampled(wrapped, condition, other, 3.0)
+result["wrapped: another node's wrapper"] = {
+    name: far(as_it_is, sampled(model, condition, other, 3.0)) for name, model in (("half", around), ("cached", cached))
+}
 result["wrapped: guided"] = far(sampled(guided, condition, other, 3.0), sampled(wrapped, condition, other, 3.0))
 
 # --- noise levels and previews ---------------------------------------------------------------------------------------------

@@ -107,6 +107,10 @@ def test_a_node_that_has_no_effect_on_a_wrapped_model_is_said_once(measured: dic
     assert moved == 0
 
 
+def test_wrappers_of_other_nodes_act_around_a_wrapped_models_network(measured: dict[str, Any]) -> None:
+    assert min(measured["wrapped: another node's wrapper"].values()) > 1e-2, measured["wrapped: another node's wrapper"]
+
+
 def test_previews_have_colours(measured: dict[str, Any]) -> None:
     assert measured["preview"] == [4, 3, 3]
     assert measured["plain latent format has no preview"] is True

@@ -40,7 +40,7 @@ def test_the_evaluation_made_again_is_said_and_reported(measured: dict[str, Any]
     for name, more in (("as it is", 0), ("with FreeU", 2)):
         said, made, reported, rows, words = measured["in place"][name]
         assert said == 8 and made == reported == 8 + more and rows == [2 + more, 2, 2, 2]
-        assert "the first step twice if the model changes its activations in place, as Flux and FreeU do" in words
+        assert "one step twice if the model changes its activations in place, as Flux and FreeU do" in words
 
 
 def test_a_report_is_of_its_own_run(measured: dict[str, Any]) -> None:

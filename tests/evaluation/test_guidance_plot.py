@@ -12,6 +12,7 @@ from latent_guidance.errors import UserError
 from latent_guidance.evaluation.guidance_plot import (
     COLORS,
     Panel,
+    _heading,
     _light,
     _panels,
     colors_of,
@@ -87,3 +88,10 @@ def test_a_png_is_written_whole_and_no_calls_are_refused(tmp_path: Path) -> None
     Image.open(tmp_path / "sub" / "report.png").verify()
     with pytest.raises(UserError, match="without a call"):
         report_image(report())
+
+
+def test_the_heading_counts_the_guiders_calls_and_not_the_samplers() -> None:
+    guider = Chain("guider", ("CFG",), (row(0, 8.0), row(1, 1.0)))
+    sampler = Chain("sampler", ("Clip",), tuple(row(i, 8.0 - i, passes=None) for i in range(3)))
+    assert _heading(Report((guider, sampler))) == "2 calls of the guider, 4 network passes a picture"
+    assert _heading(Report((Chain("sampler", ("Clip",), ()),))) == "0 calls of the guider"

@@ -95,8 +95,62 @@ class TestOneEvaluation:
         sample_euler(guider, drawn(2, 4, 3, 5), self.sigmas, conds(2, 1.0))
         assert [row["passes"] for row in guider.report.chains[0].rows] == [4, 2, 2, 2]
         assert said.total == 8 and said.through == (DPS.node.name,)
-        assert "the first step twice if the model changes" in said.text
+        assert "one step twice if the model changes" in said.text
         assert not Guider(InPlace(VE_SCALED), rules[:1], uncond=conds(1, 0.0)).passes(self.sigmas).through
+
+    def test_the_evaluation_made_again_is_the_first_at_which_the_rule_acts(self) -> None:
+        def passes(**window: float) -> list[int]:
+            guider = Guider(InPlace(VE_SCALED), [DPS(loss=Towards(), **window)], report=True)
+            sample_euler(guider, drawn(2, 4, 3, 5), self.sigmas, conds(2, 1.0))
+            return [row["passes"] for row in guider.report.chains[0].rows]
+
+        assert passes(sigma_hi=0.5) == [1, 1, 2, 1] and passes(sigma_lo=5.0) == [1, 1, 1, 1]
+
+    @pytest.mark.parametrize("model_class", [InPlace, OutOfPlace])
+    @pytest.mark.parametrize("rules", [[DPS], [MPGD], [MPGD, DPS]], ids=str)
+    def test_a_loss_that_changes_what_autograd_has_saved_is_refused_at_once(self, model_class: Any, rules: Any) -> None:
+        """Whatever the network does: it is evaluated once, and no copies are made for the loss."""
+
+        class Writes(Towards):
+            def __call__(self, estimate: Tensor) -> Tensor:
+                kept = torch.tanh(estimate)
+                kept += 1.0
+                return super().__call__(kept)
+
+        model = model_class(VE_SCALED)
+        guider = Guider(model, [rule(loss=Writes(), **({"every_k": 2} if rule is DPS else {})) for rule in rules])
+        with pytest.raises(UserError, match=r"Writes.*something is changed in place"):
+            sample_euler(guider, drawn(2, 4, 3, 5), self.sigmas, conds(2, 1.0))
+        assert len(model.calls) == 1
+
+    def test_a_loss_may_use_torch_func_and_a_network_sparse_tensors_where_copies_are_made(self) -> None:
+        class ByFunc(Towards):
+            def __call__(self, estimate: Tensor) -> Tensor:
+                slope = torch.func.grad(lambda x: (x**3).sum())(estimate.detach())
+                return super().__call__(estimate) + (slope * estimate).flatten(1).sum(dim=1)
+
+        class Sparse(Model):
+            in_place = False
+
+            def __call__(self, x: Tensor, sigma: Tensor, cond: Any = None) -> Tensor:
+                mixed = super().__call__(x, sigma, cond).flatten(1)
+                mixed = torch.sparse.mm(torch.eye(mixed.shape[1], dtype=mixed.dtype).to_sparse(), mixed.T).T
+                kept = torch.tanh(mixed)
+                if self.in_place:
+                    kept += 1.0
+                else:
+                    kept = kept + 1.0
+                return kept.reshape(x.shape)
+
+        found = []
+        for in_place in (True, False):
+            model = Sparse(VE_SCALED)
+            model.in_place = in_place
+            found.append(
+                sample_euler(Guider(model, [DPS(loss=ByFunc())]), drawn(2, 4, 3, 5), self.sigmas, conds(2, 1.0))
+            )
+            assert len(model.calls) == 4 + in_place
+        torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize("before", MEMORIES, ids=lambda rule: type(rule).__name__)
     def test_rules_with_a_memory_remember_the_evaluation_made_again_once(self, before: Any) -> None:

@@ -16,6 +16,7 @@ import comfy.model_patcher
 import comfy.model_sampling
 import comfy.supported_models_base
 import torch
+from comfy import patcher_extension
 from torch import Tensor
 
 from ....latent_guidance.attention import AttentionPatch
@@ -204,7 +205,22 @@ class WrappedNetwork(torch.nn.Module):
         control: Any = None,
         **_: Any,
     ) -> Tensor:
+        """One call, through the wrappers that nodes such as EasyCache put around a network."""
         options = transformer_options or {}
+        wrappers = patcher_extension.get_all_wrappers(patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
+        called = patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return called.execute(x, timesteps, context, y, control, options)
+
+    def _forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None,
+        y: Tensor | None,
+        control: Any,
+        options: Mapping[str, Any],
+        **_: Any,
+    ) -> Tensor:
         if not self._said and (control or any(options.get(kind) for kind in ("patches", "patches_replace"))):
             self._said = True
             log.warning(
