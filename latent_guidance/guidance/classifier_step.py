@@ -33,10 +33,10 @@ class ClassifierStepRule(ClassifierRule):
         Choice(
             options=("raw", "entropy"),
             label_zh="强度换算",
-            help="raw: the papers' scale; entropy: raised where the classifier is already sure. (relative is measured in the estimate, "
-            "which these rules leave alone: Classifier Guidance has it.)",
+            help="raw: the papers' scale; entropy: raised where the classifier is already sure. Relative is measured in the estimate, "
+            "which these rules leave alone: Classifier Guidance has it.",
             help_zh="raw：论文中的强度；entropy：分类器已有把握时提高强度。"
-            "（relative 以去噪估计为单位，而这两种规则不改动估计：请用“分类器引导”。）",
+            "relative 以去噪估计为单位，而这两种规则不改动估计：请用“分类器引导”。",
         ),
     ] = "raw"
 
