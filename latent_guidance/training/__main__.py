@@ -46,7 +46,7 @@ HELP = {
     "decay": "The share of the run, up to 1, over which the learning rate falls at its end; 1 is all of it.",
     "muon": "Train the matrices with Muon in the place of AdamW.",
     "time_power": "How the noise levels that it learns from are spread: 1 evenly; less gives high noise more weight.",
-    "drop": "The share of captions replaced by the empty prompt, from 0.",
+    "drop": "The share of captions replaced by the empty prompt, 0 to 1; the other kinds share the rest as they do by default.",
     "compile": "Compile the passes first: quicker steps after a slow start.",
     "export_only": "Write the run's state as it is now, without training.",
     "by": "What the classes are: group (the folders) or subgroup (of the pictures' metadata).",

@@ -234,7 +234,7 @@ def train_unet(
 
     A new run starts from random weights, or from those of the checkpoint ``start_from``. With ``export_only`` the run's
     state as it is now is written, without training. ``decay``, ``compile`` and ``muon`` are those of
-    :class:`.loop.LoopSettings`, ``time_power`` and ``drop`` those of :class:`.unet.UNetRecipe`.
+    :class:`.loop.LoopSettings`, ``time_power`` is that of :class:`.unet.UNetRecipe`, ``drop`` that of its ``dropping``.
     """
     from ..models.checkpoint import load_vae, save_index, save_scheduler, save_text_encoder, save_unet
     from ..models.tiny import SCHEDULER_CONFIG
@@ -252,7 +252,7 @@ def train_unet(
         muon=muon,
         device=device,
     )
-    recipe = UNetRecipe(batch=batch, time_power=time_power, drop=drop)
+    recipe = UNetRecipe(batch=batch, time_power=time_power).dropping(drop)
     if export_only:
         unet, encoder = averaged_unet(latents, runs / "unet", settings=settings, recipe=recipe)
     else:

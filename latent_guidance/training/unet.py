@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,12 @@ class UNetRecipe:
         """The share of each of the ``KINDS`` of captions: (6,), sum 1."""
         others = [self.with_group, self.group_only, self.drop, self.by_keywords, self.by_other]
         return torch.tensor([1 - sum(others), *others])
+
+    def dropping(self, drop: float) -> UNetRecipe:
+        """The same with another share of empty prompts, 0 to 1; the other captions share the rest as they did."""
+        kept = (1 - drop) / (1 - self.drop) if self.drop < 1 else 0.0
+        names = ("group_only", "with_group", "by_keywords", "by_other")
+        return replace(self, drop=drop, **{name: kept * getattr(self, name) for name in names})
 
 
 def train_unet(

@@ -31,7 +31,7 @@ from latent_guidance.training.clip import CLIPRecipe
 from latent_guidance.training.data import load_image_folder
 from latent_guidance.training.latents import LatentSet, encode_folder
 from latent_guidance.training.loop import STATE_FILE, LoopSettings
-from latent_guidance.training.unet import DRAWS, UNetRecipe, averaged_unet, caption_ids, captions, train_unet
+from latent_guidance.training.unet import DRAWS, KINDS, UNetRecipe, averaged_unet, caption_ids, captions, train_unet
 from latent_guidance.training.vae import VAERecipe, reconstruction_psnr, settle_decoder, train_vae
 
 
@@ -217,6 +217,20 @@ def test_captions_of_every_kind() -> None:
     assert len({tuple(some) for some in drawn}) > 3
     assert {draw[1] for draw in keywords} == {"thing 1"} and {draw[2] for draw in keywords} == {"f"}
     assert {draw[0] for draw in others} == {"甲", "🎸"} and {draw[2] for draw in others} == {"thing 2"}
+
+
+def test_other_captions_share_what_the_empty_prompt_leaves_as_they_did() -> None:
+    usual = UNetRecipe()
+    much = usual.dropping(0.85)
+    empty = KINDS.index("")
+    named = [kind for kind in range(len(KINDS)) if kind != empty]
+    assert much.drop == 0.85 and abs(float(much.shares()[empty]) - 0.85) < 1e-6
+    torch.testing.assert_close(much.shares()[named] / 0.15, usual.shares()[named] / 0.9)
+    torch.testing.assert_close(much.dropping(usual.drop).shares(), usual.shares())
+    assert usual.dropping(1.0).dropping(0.5).shares().tolist() == [0.5, 0, 0, 0.5, 0, 0]
+    for drop in (-0.1, 1.1):
+        with pytest.raises(UserError, match=f"empty prompt {drop}.*none below 0"):
+            usual.dropping(drop)
 
 
 def test_subgroups_as_classes() -> None:
