@@ -39,6 +39,7 @@ HELP = {
     "learning_rate": "The largest learning rate.",
     "seed": "Seed of weights, order and noise.",
     "batch": "Pictures per step.",
+    "jitter": "The largest standard deviation of the noise that is added to the latents, of which a sampler's are never free.",
     "crop": "Side of the crops that it learns from, in pixels.",
     "latent_space": "A name for the VAE's latents; a classifier made for one name refuses another.",
     "device": "cpu or cuda.",

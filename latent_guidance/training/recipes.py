@@ -89,11 +89,15 @@ def settle_decoder(
     learning_rate: float = 5e-4,
     seed: int = 0,
     batch: int = 4,
+    jitter: float = 0.3,
+    muon: bool = True,
+    compile: bool = False,
     device: str = "cpu",
 ) -> float:
     """Train the decoder of ``checkpoint``/vae on whole pictures and write it back; returns the mean PSNR in dB.
 
-    The encoder and the latents stay as they are, so UNet and classifier may be trained before, after or meanwhile.
+    The encoder and the latents stay as they are, so UNet and classifier may be trained before, after or meanwhile. ``jitter`` is
+    that of :func:`.vae.settle_decoder`, ``muon`` and ``compile`` are those of :class:`.loop.LoopSettings`.
     """
     from ..models.checkpoint import latent_space_of, load_vae, save_vae
 
@@ -101,8 +105,10 @@ def settle_decoder(
     vae = load_vae(checkpoint, device=device)
     cache = runs / "latents-128.safetensors"
     latents = encode_folder(vae, folder, cache)
-    settings = LoopSettings(steps=steps, learning_rate=learning_rate, minutes=minutes, seed=seed, device=device)
-    settle_decoder_network(vae, latents, folder, runs / "decoder", settings=settings, batch=batch)
+    settings = LoopSettings(
+        steps=steps, learning_rate=learning_rate, minutes=minutes, seed=seed, muon=muon, compile=compile, device=device
+    )
+    settle_decoder_network(vae, latents, folder, runs / "decoder", settings=settings, batch=batch, jitter=jitter)
     save_vae(vae, checkpoint, latent_space=latent_space_of(checkpoint))
     return float(reconstruction_psnr(load_vae(checkpoint, device=device), load_image_folder(folder)).mean())
 

@@ -131,7 +131,7 @@ def settle_decoder(
     *,
     settings: LoopSettings,
     batch: int = 4,
-    jitter: float = 0.03,
+    jitter: float = 0.3,
     progress: bool = True,
 ) -> VAE:
     """Train the decoder alone on whole pictures, in place, resuming ``run_folder`` if it holds a state.
@@ -143,18 +143,18 @@ def settle_decoder(
         run_folder: Where the state is kept.
         settings: See :class:`.loop.LoopSettings`.
         batch: Pictures per step, >= 1.
-        jitter: Standard deviation of noise, >= 0, added to the unit-variance latents, so that the decoder bears with latents
-            that a sampler made.
+        jitter: Noise is added to the unit-variance latents, its standard deviation drawn evenly from 0 to this, >= 0, for each
+            picture, so that the decoder bears with latents that a sampler made (noise-augmented decoding, arXiv 2510.11690).
         progress: Show a bar.
 
     Raises:
         UserError: The pictures are missing or incomplete, ``batch`` or ``jitter`` is out of range, training turned NaN, or the state
             belongs to another VAE or other pictures.
     """
-    if batch < 1 or not jitter >= 0:
+    if batch < 1 or not 0 <= jitter < math.inf:
         raise UserError(
             f"batch = {batch}, jitter = {jitter:g}",
-            expected="a batch of at least 1, jitter of at least 0",
+            expected="a batch of at least 1, jitter of at least 0 and finite",
             mend="correct it",
         )
     data = load_image_folder(pictures)
@@ -165,13 +165,15 @@ def settle_decoder(
         parameter.requires_grad_(".attentions." not in name)
     run = TrainingRun(decoder, run_folder, settings, data=latents.mark)
     factor = vae.scaling_factor
+    decode = run.compiled(lambda latent: network.decode(latent).sample)
 
     def loss_of(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = batch_indices(step, batch=batch, total=len(data), seed=settings.seed)
         latent = latents.draw(chosen, generator=generator)
-        latent = latent + jitter * torch.randn(latent.shape, generator=generator)
+        deviation = jitter * torch.rand((batch, 1, 1, 1), generator=generator)
+        latent = latent + deviation * torch.randn(latent.shape, generator=generator)
         with run.arithmetic():
-            decoded = network.decode(latent.to(settings.device) / factor).sample
+            decoded = decode(latent.to(settings.device) / factor)
         error = (decoded.float() - to_signed(data.images[chosen].to(settings.device))).square().mean()
         return error, {"psnr": float(-10 * torch.log10(error.detach() / 4))}
 

@@ -28,7 +28,7 @@ from latent_guidance.training.classifier import (
     train_classifier,
 )
 from latent_guidance.training.clip import CLIPRecipe
-from latent_guidance.training.data import load_image_folder
+from latent_guidance.training.data import load_image_folder, to_signed
 from latent_guidance.training.latents import LatentSet, encode_folder
 from latent_guidance.training.loop import STATE_FILE, LoopSettings
 from latent_guidance.training.unet import DRAWS, KINDS, UNetRecipe, averaged_unet, caption_ids, captions, train_unet
@@ -71,6 +71,22 @@ def test_settling_changes_the_decoder_alone(pictures: Path, tmp_path: Path) -> N
     assert not any(".attentions." in name for name in changed)
     assert reconstruction_psnr(vae, data).mean() > blurred + 1
     assert torch.equal(encode_folder(vae, pictures, progress=False).mean, latents.mean)
+
+
+def test_a_decoder_settled_with_jitter_bears_noise_on_its_latents(pictures: Path, tmp_path: Path) -> None:
+    tiny = make_tiny_checkpoint(tmp_path / "tiny")
+    settings = LoopSettings(steps=60, learning_rate=2e-3, warmup=5, ema_decay=0.9, bf16=False)
+    target = to_signed(load_image_folder(pictures).images)
+    harm = []
+    for jitter in (0.0, 4.0):
+        vae = load_vae(tiny)
+        latents = encode_folder(vae, pictures, progress=False)
+        settle_decoder(vae, latents, pictures, tmp_path / f"{jitter}", settings=settings, jitter=jitter, progress=False)
+        noise = torch.randn(latents.mean.shape, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            clean, noisy = (vae.decode(x / vae.scaling_factor) for x in (latents.mean, latents.mean + 4 * noise))
+        harm.append(float((noisy - target).square().mean() - (clean - target).square().mean()))
+    assert 0 < harm[1] < 0.5 * harm[0]
 
 
 def test_a_state_of_another_vae_is_refused_and_its_encoder_is_not_kept(pictures: Path, tmp_path: Path) -> None:
@@ -281,7 +297,7 @@ def test_crops_larger_than_the_pictures_and_empty_batches_are_refused(pictures: 
     with pytest.raises(UserError, match=r"crop = 40 in VAERecipe.*at most 32"):
         train_vae([pictures], tmp_path, settings=settings, recipe=VAERecipe(crop=40), progress=False)
     latents = encode_folder(vae, pictures, progress=False)
-    for wrong in ({"batch": 0}, {"jitter": -0.1}, {"jitter": float("nan")}):
+    for wrong in ({"batch": 0}, {"jitter": -0.1}, {"jitter": float("nan")}, {"jitter": float("inf")}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} = {next(iter(wrong.values()))}"):
             settle_decoder(vae, latents, pictures, tmp_path, settings=settings, progress=False, **wrong)  # type: ignore[arg-type]
 
