@@ -219,6 +219,24 @@ def test_what_the_unet_command_is_given_reaches_its_recipe(
         assert getattr(recipe if hasattr(recipe, name) else settings, name) == value
 
 
+def test_what_the_decoder_command_is_given_reaches_its_training(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def stop(*_: Any, settings: LoopSettings, **options: Any) -> None:
+        seen.update(options, muon=settings.muon, compile=settings.compile, learning_rate=settings.learning_rate)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "settle_decoder_network", stop)
+    tiny = make_tiny_checkpoint(tmp_path / "tiny")
+    shutil.copytree(pictures, tmp_path / "data" / "128")
+    given = {"batch": 3, "jitter": 0.7, "muon": False, "compile": True, "learning_rate": 3e-3}
+    with pytest.raises(KeyboardInterrupt):
+        recipes.settle_decoder(tiny, tmp_path / "runs", pictures=tmp_path / "data", **given)
+    assert seen == given
+
+
 def test_captions_of_every_kind() -> None:
     plain = _synthetic(count=3)
     kinds = captions(plain)
