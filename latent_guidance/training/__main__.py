@@ -44,6 +44,8 @@ HELP = {
     "latent_space": "A name for the VAE's latents; a classifier made for one name refuses another.",
     "device": "cpu or cuda.",
     "start_from": "A checkpoint folder whose weights a new run begins with, in the place of random ones.",
+    "away_from": "A checkpoint folder of a weaker stage of start_from; pushed away from it, the empty prompt draws more decidedly.",
+    "sharpness": "How far it is pushed: 1 not at all, 2 as far again as the two stages lie apart.",
     "decay": "The share of the run, up to 1, over which the learning rate falls at its end; 1 is all of it.",
     "muon": "Train the matrices with Muon in the place of AdamW.",
     "time_power": "How the noise levels that it learns from are spread: 1 evenly; less gives high noise more weight.",

@@ -228,6 +228,8 @@ def train_unet(
     seed: int = 0,
     batch: int = UNetRecipe.batch,
     start_from: Path | None = None,
+    away_from: Path | None = None,
+    sharpness: float = UNetRecipe.sharpness,
     decay: float = 0.25,
     compile: bool = False,
     muon: bool = True,
@@ -238,8 +240,9 @@ def train_unet(
 ) -> None:
     """Train UNet and text tower and write the rest of ``checkpoint``.
 
-    A new run starts from random weights, or from those of the checkpoint ``start_from``. With ``export_only`` the run's
-    state as it is now is written, without training. ``decay``, ``compile`` and ``muon`` are those of
+    A new run starts from random weights, or from those of the checkpoint ``start_from``; with a weaker checkpoint ``away_from`` it
+    learns to draw more decidedly from the empty prompt, see :func:`.unet.train_unet` and ``sharpness`` of :class:`.unet.UNetRecipe`.
+    With ``export_only`` the run's state as it is now is written, without training. ``decay``, ``compile`` and ``muon`` are those of
     :class:`.loop.LoopSettings`, ``time_power`` is that of :class:`.unet.UNetRecipe`, ``drop`` that of its ``dropping``.
     """
     from ..models.checkpoint import load_vae, save_index, save_scheduler, save_text_encoder, save_unet
@@ -258,12 +261,17 @@ def train_unet(
         muon=muon,
         device=device,
     )
-    recipe = UNetRecipe(batch=batch, time_power=time_power).dropping(drop)
+    recipe = UNetRecipe(batch=batch, time_power=time_power, sharpness=sharpness).dropping(drop)
     if export_only:
         unet, encoder = averaged_unet(latents, runs / "unet", settings=settings, recipe=recipe)
     else:
         unet, encoder = train_unet_network(
-            latents, runs / "unet", settings=settings, recipe=recipe, start_from=start_from
+            latents,
+            runs / "unet",
+            settings=settings,
+            recipe=recipe,
+            start_from=start_from,
+            away_from=away_from,
         )
     save_unet(unet, checkpoint)
     save_text_encoder(encoder, checkpoint)

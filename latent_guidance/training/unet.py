@@ -7,6 +7,13 @@ or another caption of the picture, where it has them.
 
 Only the rows of the token table that captions use are trained; at the end every other row is their mean, so that a word
 the captions never held says nothing in particular.
+
+A small network that has learned the pictures only in part draws from the empty prompt what lies between them. It learns to draw
+more decidedly from two stages of its own training: what the empty prompt shall give is then not the noise but the later one's answer
+pushed away from the earlier one's, weak + sharpness * (strong - weak).
+
+Reference: arXiv 2406.02507, section 3 (guiding with a bad version of the network); 2210.03142, section 3.1 (learning what a guided
+network says).
 """
 
 from __future__ import annotations
@@ -20,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..denoiser import repeat_cond
 from ..errors import UserError
 from .latents import LatentSet
 from .loop import STATE_FILE, LoopSettings, StepLoss, TrainingRun, batch_indices, check_settings
@@ -56,6 +64,7 @@ class UNetRecipe:
         with_group: Share to which the group's name is added.
         by_keywords: Share replaced by up to four of the picture's keywords.
         by_other: Share replaced by another caption of the picture.
+        sharpness: How far what is learned for the empty prompt is pushed away from the weaker network, >= 1; of no effect without one.
         text_width: Width of the text tower, a multiple of 64.
         text_layers: Its depth, >= 1.
         unet: Further arguments of ``models.unet.unet_config``.
@@ -71,6 +80,7 @@ class UNetRecipe:
     with_group: float = 0.08
     by_keywords: float = 0.15
     by_other: float = 0.10
+    sharpness: float = 2.0
     text_width: int = 128
     text_layers: int = 4
     unet: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +90,7 @@ class UNetRecipe:
             self,
             batch=(self.batch >= 1, "at least 1"),
             time_power=(0 < self.time_power < math.inf, "above 0 and finite"),
+            sharpness=(1 <= self.sharpness < math.inf, "at least 1 and finite"),
             text_width=(self.text_width >= 64 and self.text_width % 64 == 0, "a multiple of 64"),
             text_layers=(self.text_layers >= 1, "at least 1"),
         )
@@ -105,6 +116,7 @@ def train_unet(
     recipe: UNetRecipe | None = None,
     scheduler_config: dict[str, Any] | None = None,
     start_from: Path | None = None,
+    away_from: Path | None = None,
     progress: bool = True,
 ) -> tuple[UNet2DConditionModel, TextEncoder]:
     """Train UNet and text tower, resuming ``run_folder`` if it holds a state.
@@ -116,18 +128,21 @@ def train_unet(
         recipe: See :class:`UNetRecipe`.
         scheduler_config: diffusers' scheduler config; None for Stable Diffusion's schedule.
         start_from: Checkpoint folder whose UNet and text tower a new run starts from; None for random weights.
+        away_from: Checkpoint folder of a weaker version of ``start_from``; what the empty prompt shall give is then not the noise but
+            the answer of ``start_from`` pushed away from it. None for the noise.
         progress: Show a bar.
 
     Returns:
         The UNet and the text encoder with averaged weights, in eval mode.
 
     Raises:
-        UserError: Training turned NaN, the state or ``start_from`` belongs to another network, the state belongs to other latents, or
-            ``scheduler_config`` is not that of a v-network.
+        UserError: Training turned NaN, the state or ``start_from`` belongs to another network, the state belongs to other latents,
+            ``scheduler_config`` is not that of a v-network, or ``away_from`` is given without ``start_from``.
     """
     recipe = UNetRecipe() if recipe is None else recipe
     joint = _Joint(latents, run_folder, settings, recipe, start_from)
-    joint.run.train(_loss(joint, latents, settings, recipe, scheduler_config), progress=progress)
+    sharp = None if away_from is None else _Sharpened(start_from, away_from, recipe.sharpness, settings.device)
+    joint.run.train(_loss(joint, latents, settings, recipe, scheduler_config, sharp), progress=progress)
     return joint.finished()
 
 
@@ -236,12 +251,39 @@ def _start(unet: UNet2DConditionModel, encoder: TextEncoder, folder: Path) -> No
             ) from error
 
 
+class _Sharpened:
+    """What the empty prompt shall give by two frozen stages of a network: weak + sharpness * (strong - weak), v (B, C, h, w)."""
+
+    def __init__(self, strong: Path | None, weak: Path, sharpness: float, device: str) -> None:
+        from ..models.checkpoint import load_text_encoder, load_unet
+        from ..models.unet import ConditionedUNet
+
+        if strong is None:
+            raise UserError(
+                f"a run away from {weak} that starts from nothing",
+                expected="the stronger network too, which the run starts from",
+                mend="give start_from, or leave away_from out",
+            )
+        self.sharpness = sharpness
+        self.networks = [ConditionedUNet(load_unet(folder, device=device)) for folder in (strong, weak)]
+        self.conds = [load_text_encoder(folder, device=device).encode("")[0] for folder in (strong, weak)]
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
+        strong, weak = (
+            network(x, timestep, repeat_cond(cond, len(x))).float()
+            for network, cond in zip(self.networks, self.conds, strict=True)
+        )
+        return weak + self.sharpness * (strong - weak)
+
+
 def _loss(
     joint: _Joint,
     latents: LatentSet,
     settings: LoopSettings,
     recipe: UNetRecipe,
     scheduler_config: dict[str, Any] | None,
+    sharp: _Sharpened | None,
 ) -> StepLoss:
     from ..models.tiny import SCHEDULER_CONFIG
     from ..parameterization import V
@@ -278,6 +320,8 @@ def _loss(
         draw = torch.randint(DRAWS, (recipe.batch,), generator=generator)
         x, v = (alpha * x0 + sigma * noise).to(device), (alpha * noise - sigma * x0).to(device)
         with joint.run.arithmetic():
+            if sharp is not None and bool((empty := kind == KINDS.index("")).any()):
+                v[empty] = sharp(x[empty], timestep[empty].to(device))
             output = network(x, timestep.to(device), joint.rows[kind, draw, chosen].to(device))
         return (output.float() - v).square().mean(), {}
 

@@ -199,22 +199,60 @@ def test_a_new_run_can_start_from_a_checkpoint(tmp_path: Path) -> None:
         train_unet(latents, tmp_path / "other", settings=settings, recipe=UNET, start_from=tiny, progress=False)
 
 
+def _first_loss(folder: Path, latents: LatentSet, recipe: UNetRecipe, **folders: Path) -> float:
+    """Of the first step of a run that hardly moves."""
+    settings = LoopSettings(steps=1, learning_rate=1e-12, log_every=1, bf16=False)
+    train_unet(latents, folder, settings=settings, recipe=recipe, progress=False, **folders)
+    return json.loads((folder / "log.jsonl").read_text().splitlines()[0])["loss"]
+
+
+def test_a_weaker_stage_sharpens_the_empty_prompt_alone(tmp_path: Path) -> None:
+    latents = _synthetic(spread=0.02)
+    strong, weak = (make_tiny_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate(("strong", "weak")))
+    tiny = replace(UNET, unet={"channels": (32, 64), "attention": (False, True), "heads": 2})
+    empty, named = tiny.dropping(1.0), tiny.dropping(0.0)
+    stages = {"start_from": strong, "away_from": weak}
+    # the run starts as the strong stage: what is left to learn is (sharpness - 1) * (strong - weak)
+    one, two, three = (
+        _first_loss(tmp_path / f"{sharpness}", latents, replace(empty, sharpness=sharpness), **stages)
+        for sharpness in (1.0, 2.0, 3.0)
+    )
+    assert one < 1e-6 * two and three == pytest.approx(4 * two, rel=1e-3)
+    plain = _first_loss(tmp_path / "plain", latents, named, start_from=strong)
+    assert _first_loss(tmp_path / "named", latents, named, **stages) == plain
+    with pytest.raises(UserError, match="starts from nothing"):
+        _first_loss(tmp_path / "alone", latents, empty, away_from=weak)
+    with pytest.raises(UserError, match=r"sharpness = 0\.5"):
+        replace(tiny, sharpness=0.5)
+
+
 def test_what_the_unet_command_is_given_reaches_its_recipe(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[LoopSettings, UNetRecipe]] = []
+    seen: list[tuple[LoopSettings, UNetRecipe, dict[str, Path]]] = []
 
-    def stop(*_: Any, settings: LoopSettings, recipe: UNetRecipe, **__: Any) -> None:
-        seen.append((settings, recipe))
+    def stop(*_: Any, settings: LoopSettings, recipe: UNetRecipe, **folders: Path) -> None:
+        seen.append((settings, recipe, folders))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(recipes, "train_unet_network", stop)
     tiny = make_tiny_checkpoint(tmp_path / "tiny")
     shutil.copytree(pictures, tmp_path / "data" / "128")
-    options = {"batch": 3, "time_power": 0.7, "drop": 0.5, "steps": 7, "decay": 0.5, "muon": False, "seed": 4}
+    options = {
+        "batch": 3,
+        "time_power": 0.7,
+        "drop": 0.5,
+        "steps": 7,
+        "decay": 0.5,
+        "muon": False,
+        "seed": 4,
+        "sharpness": 3.0,
+    }
+    stages = {"start_from": tmp_path / "strong", "away_from": tmp_path / "weak"}
     with pytest.raises(KeyboardInterrupt):
-        recipes.train_unet(tiny, tmp_path / "runs", pictures=tmp_path / "data", **options)
-    [(settings, recipe)] = seen
+        recipes.train_unet(tiny, tmp_path / "runs", pictures=tmp_path / "data", **options, **stages)
+    [(settings, recipe, folders)] = seen
+    assert folders == stages
     for name, value in options.items():
         assert getattr(recipe if hasattr(recipe, name) else settings, name) == value
 
