@@ -1,8 +1,8 @@
 """Recipe: a noisy-latent classifier.
 
-It sees crops of the latents of larger renders, and the whole latents of the renders the UNet is trained on, plain and
-mirrored, at a log-SNR drawn evenly from the schedule's whole range. Classes come equally often. One picture in ten is held
-out, chosen by its number alone, and never seen.
+It sees crops of the latents of larger renders, plain and mirrored, and the whole latents of the renders the UNet is trained on, at a
+log-SNR drawn evenly from the schedule's whole range, or more often from where a sampler settles what it draws. Classes come equally
+often. One picture in ten is held out, chosen by its number alone, and never seen.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ..models.classifier import Classifier, ClassifierConfig
 
 HELD_OUT_EVERY = 10
+SETTLING = (-4.5, 0.5)
+"""log-SNRs between which the exact posterior of a small set of pictures goes from knowing little to knowing the picture."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class ClassifierRecipe:
     Attributes:
         batch: Latents per step, >= 1 for each set of latents.
         crop: Side of the crops, in latent pixels, >= 1.
+        first: Share of the batch drawn from the first set, above 0 and at most 1; None for as many as from each other set.
+        settling: Share of noise levels drawn from :data:`SETTLING` rather than from the whole range, 0 to 1.
 
     Raises:
         UserError: A value out of its range.
@@ -41,9 +45,26 @@ class ClassifierRecipe:
 
     batch: int = 64
     crop: int = 16
+    first: float | None = None
+    settling: float = 0.0
 
     def __post_init__(self) -> None:
-        check_settings(self, batch=(self.batch >= 1, "at least 1"), crop=(self.crop >= 1, "at least 1"))
+        check_settings(
+            self,
+            batch=(self.batch >= 1, "at least 1"),
+            crop=(self.crop >= 1, "at least 1"),
+            first=(self.first is None or 0 < self.first <= 1, "above 0 and at most 1, or none"),
+            settling=(0 <= self.settling <= 1, "from 0 to 1"),
+        )
+
+    def log_snrs(self, low: float, high: float, *, generator: torch.Generator) -> Tensor:
+        """Noise levels (batch,) of a step, for a schedule of log-SNRs from ``low`` to ``high``."""
+        place = torch.rand(self.batch, generator=generator)
+        if not self.settling:
+            return low + (high - low) * place
+        inner = max(low, SETTLING[0]), max(low, min(high, SETTLING[1]))
+        settling = torch.rand(self.batch, generator=generator) < self.settling
+        return torch.where(settling, inner[0] + (inner[1] - inner[0]) * place, low + (high - low) * place)
 
 
 def check_draws(recipe: object, sets: Sequence[LatentSet], *, batch: int, crop: int) -> None:
@@ -104,6 +125,7 @@ def train_classifier(
     torch.manual_seed(settings.seed)
     network = new_classifier(config).train()
     run = TrainingRun(network, run_folder, settings, data="; ".join(latents.mark for latents in sets if latents.mark))
+    forward = run.compiled(network)
 
     def loss_of(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         labels = torch.randint(len(by_class), (recipe.batch,), generator=generator)
@@ -111,11 +133,11 @@ def train_classifier(
         chosen = torch.stack(
             [by_class[k][int(u * len(by_class[k]))] for k, u in zip(labels.tolist(), picks, strict=True)]
         )
-        x0 = drawn_crops(sets, chosen, size=recipe.crop, generator=generator)
-        log_snr = low + (high - low) * torch.rand(recipe.batch, generator=generator)
+        x0 = drawn_crops(sets, chosen, size=recipe.crop, generator=generator, first=recipe.first)
+        log_snr = recipe.log_snrs(low, high, generator=generator)
         x = noised(x0, log_snr, generator=generator).to(settings.device)
         with run.arithmetic():
-            logits = network(x, log_snr.to(settings.device))
+            logits = forward(x, log_snr.to(settings.device))
         loss = functional.cross_entropy(logits.float(), labels.to(settings.device))
         right = (logits.detach().argmax(1).cpu() == labels).float()
         return loss, {"accuracy": float(right.mean()), "accuracy_clear": float(right[log_snr > 1].mean())}
@@ -125,20 +147,28 @@ def train_classifier(
     return Classifier(network)
 
 
-def drawn_crops(sets: Sequence[LatentSet], chosen: Tensor, *, size: int, generator: torch.Generator) -> Tensor:
-    """Crops (B, C, size, size) of posterior samples of the pictures ``chosen`` (B,), an equal share of the batch from each set.
+def drawn_crops(
+    sets: Sequence[LatentSet], chosen: Tensor, *, size: int, generator: torch.Generator, first: float | None = None
+) -> Tensor:
+    """Crops (B, C, size, size) of posterior samples of the pictures ``chosen`` (B,).
 
     Args:
         sets: Latents of the same pictures in the same order.
         chosen: Indices of pictures.
         size: Side of the crops.
         generator: Draws samples and places.
+        first: Share of the batch from the first set, the others sharing the rest equally; None for an equal share from each.
     """
-    share = len(chosen) // len(sets)
-    cuts = chosen.split([share] * (len(sets) - 1) + [len(chosen) - share * (len(sets) - 1)])
+    count, others = len(chosen), len(sets) - 1
+    own = count if not others else count // len(sets) if first is None else round(first * count)
+    share = (count - own) // max(1, others)
+    sizes = [own, *([share] * others)]
+    sizes[-1] += count - sum(sizes)
+    cuts = chosen.split(sizes)
     crops = [
         random_crops(latents.draw(cut, generator=generator), size=size, generator=generator)
         for latents, cut in zip(sets, cuts, strict=True)
+        if len(cut)
     ]
     return torch.cat(crops)
 

@@ -124,12 +124,22 @@ def train_classifier(
     seed: int = 0,
     batch: int = ClassifierRecipe.batch,
     by: str = "group",
+    width: int = 128,
+    first: float | None = None,
+    settling: float = ClassifierRecipe.settling,
+    muon: bool = False,
+    weight_decay: float = ON_NOISY_LATENTS["weight_decay"],
+    compile: bool = False,
     device: str = "cpu",
 ) -> dict[float, float]:
     """Train a noisy-latent classifier and write ``checkpoint``/classifier, or /classifier_subgroups.
 
     Args:
         by: "group": the folders are the classes; "subgroup": the metadata's subgroups are.
+        width: Channels of the network's second level.
+        first: Share of the batch that is whole renders of 128 pixels; None for a third.
+        settling: That of :class:`.classifier.ClassifierRecipe`.
+        muon: That of :class:`.loop.LoopSettings`, as are ``weight_decay`` and ``compile``.
 
     Returns:
         Accuracy on held-out pictures at each log-SNR of ``REPORT_LEVELS``.
@@ -155,12 +165,12 @@ def train_classifier(
         scaling_factor=vae.scaling_factor,
         shift_factor=vae.shift_factor,
         log_snr_range=LOG_SNR_RANGE,
+        channels=(ClassifierConfig.channels[0], width),
     )
     settings = LoopSettings(steps=steps, learning_rate=learning_rate, minutes=minutes, seed=seed, device=device)
-    settings = replace(settings, **ON_NOISY_LATENTS)
-    classifier = train_classifier_network(
-        sets, runs / name, config=config, settings=settings, recipe=ClassifierRecipe(batch=batch)
-    )
+    settings = replace(settings, **{**ON_NOISY_LATENTS, "weight_decay": weight_decay}, muon=muon, compile=compile)
+    recipe = ClassifierRecipe(batch=batch, first=first, settling=settling)
+    classifier = train_classifier_network(sets, runs / name, config=config, settings=settings, recipe=recipe)
     save_classifier(classifier, checkpoint, name=name)
     return accuracy_by_noise(classifier, sets[0], log_snrs=REPORT_LEVELS, chosen=held_out(len(sets[0])))
 

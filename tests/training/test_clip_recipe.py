@@ -99,6 +99,9 @@ def test_crops_come_in_equal_shares_from_the_sets_and_match_their_pictures() -> 
     assert [bool((crop > 50).all()) for crop in crops] == [False, False, True, True, True]
     lifted = [int(crop.mean((1, 2)).argmax()) for crop in crops]
     assert lifted == (chosen % 4).tolist()
+    for first, theirs in ((0.25, 1), (0.75, 4), (1.0, 5)):
+        some = drawn_crops([latents, other, other], chosen, size=6, generator=torch.Generator(), first=first)
+        assert [bool((crop > 50).all()) for crop in some] == [place >= theirs for place in range(5)]
 
 
 def test_it_learns_to_find_the_text_and_loses_it_in_noise(encoder: TextEncoder, tmp_path: Path) -> None:

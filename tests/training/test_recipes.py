@@ -362,7 +362,8 @@ def test_crops_larger_than_the_pictures_and_empty_batches_are_refused(pictures: 
     ("kind", "wrong"),
     [
         (VAERecipe, {"crop": 100}), (VAERecipe, {"crop": 0}), (VAERecipe, {"batch": 0}), (VAERecipe, {"kl_weight": -1.0}),
-        (ClassifierRecipe, {"batch": 0}), (ClassifierRecipe, {"crop": 0}),
+        (ClassifierRecipe, {"batch": 0}), (ClassifierRecipe, {"crop": 0}), (ClassifierRecipe, {"first": 0}),
+        (ClassifierRecipe, {"first": 1.5}), (ClassifierRecipe, {"settling": -0.5}), (ClassifierRecipe, {"settling": 2}),
         (CLIPRecipe, {"batch": 0}), (CLIPRecipe, {"crop": 0}),
         (UNetRecipe, {"batch": 0}), (UNetRecipe, {"time_power": 0.0}), (UNetRecipe, {"text_width": 100}),
         (UNetRecipe, {"text_layers": 0}),
@@ -401,6 +402,50 @@ def test_classifier_recipe_learns_and_loses_by_noise(tmp_path: Path) -> None:
     accuracy = accuracy_by_noise(classifier, latents, log_snrs=(-14.0, 5.0), chosen=held_out(200))
     assert accuracy[5.0] > 0.9
     assert accuracy[-14.0] < 0.85
+
+
+def test_noise_levels_come_more_often_from_where_pictures_settle() -> None:
+    def drawn(settling: float, low: float = -5.37, high: float = 7.08) -> torch.Tensor:
+        recipe = ClassifierRecipe(batch=20_000, settling=settling)
+        return recipe.log_snrs(low, high, generator=torch.Generator().manual_seed(0))
+
+    def inside(log_snrs: torch.Tensor) -> float:
+        return float(((log_snrs > -4.5) & (log_snrs < 0.5)).float().mean())
+
+    even = 5.0 / 12.45
+    for settling in (0.0, 0.6, 1.0):
+        found = drawn(settling)
+        assert inside(found) == pytest.approx(settling + (1 - settling) * even, abs=0.02)
+        assert float(found.min()) >= -5.37 and float(found.max()) <= 7.08
+    assert float(drawn(0.0).min()) < -5.3 and float(drawn(0.6).max()) > 7.0
+    short = drawn(1.0, low=-2.0, high=0.0)  # a schedule that has only a part of them
+    assert -2 <= float(short.min()) < -1.9 and -0.1 < float(short.max()) <= 0
+    assert drawn(1.0, low=2.0, high=3.0).tolist() == [2.0] * 20_000
+
+
+def test_what_the_classifier_command_is_given_reaches_its_training(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[ClassifierConfig, LoopSettings, ClassifierRecipe]] = []
+
+    def stop(*_: Any, config: ClassifierConfig, settings: LoopSettings, recipe: ClassifierRecipe) -> None:
+        seen.append((config, settings, recipe))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "train_classifier_network", stop)
+    tiny = make_tiny_checkpoint(tmp_path / "tiny")
+    for size in ("128", "160"):
+        shutil.copytree(pictures, tmp_path / "data" / size)
+    options = {
+        "batch": 5, "first": 0.75, "settling": 0.5, "steps": 7, "muon": True, "compile": True, "weight_decay": 0.03,
+        "learning_rate": 4e-3, "seed": 4,
+    }  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        recipes.train_classifier(tiny, tmp_path / "runs", pictures=tmp_path / "data", width=192, **options)
+    [(config, settings, recipe)] = seen
+    assert config.channels == (64, 192)
+    for name, value in options.items():
+        assert getattr(recipe if hasattr(recipe, name) else settings, name) == value
 
 
 def test_a_classifier_of_shifted_latents_says_so(pictures: Path, tmp_path: Path) -> None:
