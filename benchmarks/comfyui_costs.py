@@ -152,7 +152,7 @@ def main() -> None:
         side, device = asked.classifier_latent, comfy.model_management.get_torch_device()
         comfy.model_management.load_models_gpu([model])
         classifier.network.to(device)
-        rule = rules.ClassifierGuidance(classifier=classifier, label="class 1", guidance_scale=1.0)
+        rule = rules.ClassifierGuidance(scaling="raw", classifier=classifier, label="class 1", guidance_scale=1.0)
         x, sigma = torch.randn(1, 4, side, side, device=device), torch.tensor([2.0], device=device)
         pair = [torch.cat([value] * 2) for value in (x, sigma)]
         context = tokens.flatten(0, 1).to(device)

@@ -62,7 +62,7 @@ def main() -> None:
     cond, uncond = (checkpoint.text_encoder.encode(text)[0] for text in ("red heart", ""))
     x, sigma = torch.randn(1, 4, 16, 16) * 2, torch.tensor([2.0])
     label = checkpoint.classifier.config.labels[0]
-    rule = ClassifierGuidance(classifier=checkpoint.classifier, label=label)
+    rule = ClassifierGuidance(scaling="raw", classifier=checkpoint.classifier, label=label)
     cfg = CFG(guidance_scale=4.0)
     both = torch.cat([uncond, cond])
 

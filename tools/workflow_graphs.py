@@ -49,13 +49,14 @@ def classifier_guidance(w: Workflow) -> None:
         "## Classifier guidance\n\nThe prompt is empty. What steers the picture is the gradient of a small classifier that "
         "reads the noisy latents. Its labels are the groups of emoji: `Smileys & Emotion`, `People & Body`, `Animals & Nature`, "
         "`Food & Drink`, `Travel & Places`, `Activities`, `Objects`, `Symbols`, `Flags`. Try also `not Flags`, or "
-        "`Symbols:2, Objects`.\n\n`guidance_scale` 0 is off, 1 is Bayes' rule, more is clearer and less varied. "
+        "`Symbols:2, Objects`.\n\n`guidance_scale` 0 is off, more is clearer and less varied; "
+        "in the unit *relative* it suits any classifier. "
         "Samplers that add noise at each step, such as `dpmpp_2m_sde`, draw cleaner pictures from an empty prompt.",
         (0, 0),
         (300, 300),
         title="About this workflow",
         chinese="提示词为空，引导画面的是一个读取带噪潜变量的小分类器的梯度。它的标签是 emoji 的九个类别（见上文英文名），也可试 "
-        "`not Flags` 或 `Symbols:2, Objects`。`guidance_scale` 0 关闭，1 即贝叶斯公式，越大越明确，但多样性越低。"
+        "`not Flags` 或 `Symbols:2, Objects`。`guidance_scale` 0 关闭，越大越明确，但多样性越低；以 relative 为单位时适用于任何分类器。"
         "提示词为空时，每步加噪的采样器（如 `dpmpp_2m_sde`）画得更干净。",
     )
     load = _load(w, (0, 430))
@@ -170,12 +171,12 @@ def compare_scales(w: Workflow) -> None:
     """One label, the same noise, five guidance scales, in one labelled sheet."""
     w.note(
         "## Compare guidance scales\n\nThe same four noises under five guidance scales of the classifier. Every column differs "
-        "from its neighbour in `guidance_scale` alone.\n\nAt 0 the model draws what it likes; at 1 (Bayes' rule) some "
-        "pictures show the label; further up all do, and the pictures of a column grow alike.",
+        "from its neighbour in `guidance_scale` alone.\n\nAt 0 the model draws what it likes; a little "
+        "more and some pictures show the label; further up all do, and the pictures of a column grow alike.",
         (0, 0),
         (300, 300),
         title="About this workflow",
-        chinese="相同的四份噪声、分类器的五种引导强度，相邻两列只有 `guidance_scale` 不同。0 时模型自由发挥；1（贝叶斯公式）时部"
+        chinese="相同的四份噪声、分类器的五种引导强度，相邻两列只有 `guidance_scale` 不同。0 时模型自由发挥；稍强时部"
         "分图片显出该标签；再往上则全部显出，而同一列的图片越来越相似。",
     )
     load = _load(w, (0, 430))
@@ -208,9 +209,9 @@ def compare_scales(w: Workflow) -> None:
     w.group("The sheet", [grid, save], color="#88A")
 
 
-LABEL, SCALE = "Flags", 15.0
-SECOND_LABEL, SECOND_SCALE = "Smileys & Emotion", 15.0
-SCALES = (0.0, 1.0, 2.0, 4.0, 8.0)
+LABEL, SCALE = "Flags", 0.2
+SECOND_LABEL, SECOND_SCALE = "Smileys & Emotion", 0.2
+SCALES = (0.0, 0.02, 0.05, 0.1, 0.2)
 
 GRAPHS: dict[str, Callable[[Workflow], None]] = {
     graph.__name__: graph

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from workflow_builder import Workflow
-from workflow_graphs import LABEL, SCALE
+from workflow_graphs import LABEL
 from workflow_parts import CHECKPOINT, STEPS, Chain, columns, emoji, sample, shared, sheet
 
 STRONG = 8.0
+RAW = {"guidance_scale": 15.0, "scaling": "raw"}
 CFG: Chain = (("LGCFG", {"guidance_scale": STRONG}),)
 
 
@@ -172,9 +173,9 @@ def classifier_forms(w: Workflow) -> None:
     sigmas = w.node("BasicScheduler", (370, 580), wide=320, model=load[0], scheduler="karras", steps=40, denoise=1.0)
     aim = {"classifier": classifier[0], "label": LABEL}
     forms = (
-        ("score", "LGClassifierGuidance", {"guidance_scale": SCALE}, "KSamplerSelect", {"sampler_name": "dpmpp_2m"}),
-        ("eps, DDIM", "LGClassifierGuidance", {"guidance_scale": SCALE, "form": "eps"}, "LGSamplerDDIM", {}),
-        ("mean shift, DDPM", "LGClassifierMeanShift", {"guidance_scale": SCALE}, "LGSamplerDDPM", {}),
+        ("score", "LGClassifierGuidance", RAW, "KSamplerSelect", {"sampler_name": "dpmpp_2m"}),
+        ("eps, DDIM", "LGClassifierGuidance", {**RAW, "form": "eps"}, "LGSamplerDDIM", {}),
+        ("mean shift, DDPM", "LGClassifierMeanShift", RAW, "LGSamplerDDPM", {}),
         ("post-step, DDPM", "LGClassifierPostStep", {"guidance_scale": 0.5}, "LGSamplerDDPM", {}),
     )
     pictures = []

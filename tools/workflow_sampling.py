@@ -66,7 +66,7 @@ def guidance_report(w: Workflow) -> None:
     interval = w.node("LGLimitedInterval", (760, 204), wide=320, sigma_lo=0.3, sigma_hi=5.0, rules=cfg[0])
     rule = w.node(
         "LGClassifierGuidance", (760, 360), wide=320, classifier=classifier[0], label="Smileys & Emotion", guidance_scale=6.0,
-        rules=interval[0],
+        scaling="raw", rules=interval[0],
     )  # fmt: skip
     guider = w.node(
         "LGGuider", (1150, 74), wide=280, model=load[0], positive=prompt[0], negative=null[0], rules=rule[0], report=True

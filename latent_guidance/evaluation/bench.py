@@ -42,6 +42,7 @@ class Plan:
     grid: str = "karras"
     seed: int = 1000
     classifier_scale: float = ClassifierGuidance.guidance_scale
+    classifier_scaling: str = ClassifierGuidance.scaling
     cfg_scale: float = CFG.guidance_scale
     judge_steps: int = 2000
     judge_batch: int = 192
@@ -238,8 +239,12 @@ class Bench:
         """Pictures from the empty prompt, one per seed."""
         return self.sample([""] * len(seeds), seeds, rules, sampler=FROM_NOTHING)
 
-    def by_classifier(self, label: str, seeds: Sequence[int], *, scale: float, scaling: str = "raw") -> Tensor:
-        """Pictures from the empty prompt, steered to ``label``, one per seed."""
+    def by_classifier(
+        self, label: str, seeds: Sequence[int], *, scale: float | None = None, scaling: str | None = None
+    ) -> Tensor:
+        """Pictures from the empty prompt, steered to ``label``, one per seed; by the plan's scale and scaling for None."""
+        scale = self.plan.classifier_scale if scale is None else scale
+        scaling = self.plan.classifier_scaling if scaling is None else scaling
         rule = ClassifierGuidance(classifier=self.classifier, label=f'"{label}"', guidance_scale=scale, scaling=scaling)
         return self.from_nothing(seeds, [rule])
 

@@ -138,6 +138,7 @@ def command(names: tuple[str, ...]) -> Callable[..., None]:
         steps: int = Plan.steps,
         seed: int = Plan.seed,
         classifier_scale: float = Plan.classifier_scale,
+        classifier_scaling: str = Plan.classifier_scaling,
         cfg_scale: float = Plan.cfg_scale,
         judge_steps: int = Plan.judge_steps,
         judge_batch: int = Plan.judge_batch,
@@ -152,7 +153,13 @@ def command(names: tuple[str, ...]) -> Callable[..., None]:
             curve_per_group=curve_per_group, curve_names=curve_names, curve_seeds=curve_seeds,
         )  # fmt: skip
         plan = TINY if tiny else plan
-        plan = replace(plan, seed=seed, classifier_scale=classifier_scale, cfg_scale=cfg_scale)
+        plan = replace(
+            plan,
+            seed=seed,
+            classifier_scale=classifier_scale,
+            classifier_scaling=classifier_scaling,
+            cfg_scale=cfg_scale,
+        )
         minutes = measure(
             [PARTS[name][0] for name in names], out, plan=plan, say=typer.echo, model=model, pictures=pictures,
             device=device, batch=batch,
@@ -161,7 +168,7 @@ def command(names: tuple[str, ...]) -> Callable[..., None]:
 
     run.__annotations__ = {
         "out": Path, "model": Path | None, "pictures": Path | None, "device": str, "batch": int, "steps": int, "seed": int,
-        "classifier_scale": float, "cfg_scale": float, "judge_steps": int, "judge_batch": int, "judge_size": int,
+        "classifier_scale": float, "classifier_scaling": str, "cfg_scale": float, "judge_steps": int, "judge_batch": int, "judge_size": int,
         "curve_per_group": int, "curve_names": int, "curve_seeds": int, "tiny": bool, "return": None,
     }  # fmt: skip
     return run

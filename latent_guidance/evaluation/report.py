@@ -111,7 +111,8 @@ def _classes(result: dict[str, Any], settings: dict[str, Any], held_out: dict[st
     )
     return f"""## Steering by class
 
-Empty prompt, classifier guidance at scale {settings["classifier_scale"]:g} (raw), {result["per_group"]} samples per group.
+Empty prompt, classifier guidance at scale {settings["classifier_scale"]:g} ({settings["classifier_scaling"]}),
+{result["per_group"]} samples per group.
 The last two columns: how {base["pictures"]} unguided samples are judged, and the groups' shares of the training pictures
 (total variation distance {base["total_variation"]:.3f}).
 

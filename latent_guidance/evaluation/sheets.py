@@ -87,8 +87,8 @@ def measure_pages(bench: Bench) -> dict[str, Any]:
             page(f"unguided-{number}", bench.from_nothing(seeds), "Unguided, empty prompt", note)
             for k, label in enumerate(bench.labels):
                 seeds = bench.seeds(plan.page, block=GROUPS_BLOCK + 1000 * k + number)
-                pictures = bench.by_classifier(label, seeds, scale=plan.classifier_scale)
-                title = f"{label}, classifier guidance {plan.classifier_scale:g}"
+                pictures = bench.by_classifier(label, seeds)
+                title = f"{label}, classifier guidance {plan.classifier_scale:g} ({plan.classifier_scaling})"
                 page(f"group-{k}-{slug(label)}-{number}", pictures, title, f"seeds from {seeds[0]}")
             names = [texts[i] for i in bench.names(plan.page)]
             seeds = bench.seeds(len(names), block=NAMES_BLOCK + number)
@@ -97,7 +97,11 @@ def measure_pages(bench: Bench) -> dict[str, Any]:
         return {"files": files}
 
     settings = bench.settings(
-        page=plan.page, seeds=plan.page_seeds, classifier_scale=plan.classifier_scale, cfg_scale=plan.cfg_scale
+        page=plan.page,
+        seeds=plan.page_seeds,
+        classifier_scale=plan.classifier_scale,
+        classifier_scaling=plan.classifier_scaling,
+        cfg_scale=plan.cfg_scale,
     )
     return measured(
         bench.out, "pages", settings, run, say=bench.say,

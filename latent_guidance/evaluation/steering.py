@@ -36,7 +36,7 @@ def measure_classes(bench: Bench, judge: Judge, on_real: dict[str, Any]) -> dict
         groups: dict[str, Any] = {}
         for k, label in enumerate(labels):
             seeds = bench.seeds(plan.per_group, block=CLASSES_BLOCK + 1000 * k)
-            verdicts = judge.verdicts(bench.by_classifier(label, seeds, scale=plan.classifier_scale))
+            verdicts = judge.verdicts(bench.by_classifier(label, seeds))
             share, real = float((verdicts == k).float().mean()), on_real["by_group"][label]
             groups[label] = {
                 "as_asked": share,
@@ -66,6 +66,9 @@ def measure_classes(bench: Bench, judge: Judge, on_real: dict[str, Any]) -> dict
         }
 
     settings = bench.settings(
-        per_group=plan.per_group, classifier_scale=plan.classifier_scale, judge=judge_mark(bench.out)
+        per_group=plan.per_group,
+        classifier_scale=plan.classifier_scale,
+        classifier_scaling=plan.classifier_scaling,
+        judge=judge_mark(bench.out),
     )
     return measured(bench.out, "classes", settings, run, say=bench.say)

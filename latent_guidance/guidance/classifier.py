@@ -23,7 +23,7 @@ from torch import Tensor
 from ..process import Process, expand
 from .base import NodeText, Stage, Step
 from .gradient import relative_scale, score_form
-from .knobs import Choice
+from .knobs import Choice, Number
 from .noisy_classifier import ClassifierRule
 
 
@@ -47,17 +47,30 @@ class ClassifierGuidance(ClassifierRule):
         search_aliases=("classifier guidance", "gradient guidance", "steer", "label"),
     )
 
+    guidance_scale: Annotated[
+        float,
+        Number(
+            min=-1000.0,
+            max=1000.0,
+            step=0.01,
+            neutral=0.0,
+            paper_range="1 to 10 (raw)",
+            label_zh="引导强度",
+            help="Strength of the push; 0 is off, more is clearer and less varied, below 0 steers away. Its unit is that of scaling.",
+            help_zh="推动的强度：0 关闭，越大越明确但多样性越低，负值则远离目标。单位取决于强度换算。",
+        ),
+    ] = 0.2
     scaling: Annotated[
         str,
         Choice(
-            options=("raw", "relative", "entropy"),
+            options=("relative", "raw", "entropy"),
             label_zh="强度换算",
-            help="raw: the papers' scale; relative: guidance_scale is the fraction of x - denoised that is added (0.1 to 1; on the emoji "
-            "model 0.2); entropy: raised where the classifier is already sure.",
-            help_zh="raw：论文中的强度；relative：所加项占 x - denoised 长度的比例（0.1 到 1；emoji 模型上为 0.2）；"
-            "entropy：分类器已有把握时提高强度。",
+            help="relative: guidance_scale is the fraction of x - denoised that is added, for every classifier (0.1 to 1); raw: "
+            "the papers' scale, 1 is Bayes' rule (on the emoji model 20); entropy: raw, raised where the classifier is already sure.",
+            help_zh="relative：所加项占 x - denoised 长度的比例，对任何分类器都适用（0.1 到 1）；raw：论文中的强度，1 即贝叶斯公式"
+            "（emoji 模型上为 20）；entropy：在 raw 的基础上，分类器已有把握时提高强度。",
         ),
-    ] = "raw"
+    ] = "relative"
     form: Annotated[
         str,
         Choice(

@@ -60,7 +60,7 @@ def test_what_is_added_is_scale_times_sigma_squared_over_alpha_times_the_score(
     alpha = process.alpha(SIGMA)
     expected = 5.0 * (SIGMA**2 / alpha).reshape(-1, 1, 1, 1) * score
     denoised = latents(height=3, width=2, seed=1)
-    rule = ClassifierGuidance(classifier=classifier, label="bird", guidance_scale=5.0)
+    rule = ClassifierGuidance(scaling="raw", classifier=classifier, label="bird", guidance_scale=5.0)
     added = GuidanceRun([rule], process)(x, SIGMA, lambda names: {"cond": denoised}) - denoised
     torch.testing.assert_close(added, expected, rtol=1e-6, atol=1e-8)
     naive = 5.0 * (SIGMA**2).reshape(-1, 1, 1, 1) * score
@@ -71,7 +71,10 @@ def test_what_is_added_is_scale_times_sigma_squared_over_alpha_times_the_score(
 @pytest.mark.parametrize("process", PROCESSES, ids=str)
 def test_score_form_and_eps_form_agree(process: Process, classifier: SmallClassifier) -> None:
     forms = [
-        shift_of(ClassifierGuidance(classifier=classifier, label="cat", guidance_scale=3.0, form=form), process)
+        shift_of(
+            ClassifierGuidance(scaling="raw", classifier=classifier, label="cat", guidance_scale=3.0, form=form),
+            process,
+        )
         for form in ("score", "eps")
     ]
     torch.testing.assert_close(*forms, rtol=0, atol=1e-10)
@@ -100,7 +103,7 @@ def test_finite_and_silent_at_both_ends_of_the_noise_range(
 
 def test_outside_its_trained_noise_range_the_classifier_is_not_called(classifier: SmallClassifier) -> None:
     narrow = classifier.with_config(log_snr_range=(-1.0, 1.0))
-    rule = ClassifierGuidance(classifier=narrow, label="cat")
+    rule = ClassifierGuidance(scaling="raw", classifier=narrow, label="cat")
     shift = shift_of(rule, sigma=torch.tensor([3.0, 1.0, 0.1], dtype=torch.float64))
     assert [row.abs().max() > 0 for row in shift] == [False, True, False]
     assert [call[0].shape[0] for call in narrow.calls] == [1], "only the sample in range is evaluated"
@@ -112,7 +115,7 @@ def test_the_classifier_sees_unit_variance_and_log_snr(classifier: SmallClassifi
     for process in PROCESSES:
         x0, noise = latents(200, height=8, width=8), latents(200, height=8, width=8, seed=5)
         sigma = torch.full((200,), 0.7, dtype=torch.float64)
-        rule = ClassifierGuidance(classifier=classifier, label="cat")
+        rule = ClassifierGuidance(scaling="raw", classifier=classifier, label="cat")
         rule.gradient(process, process.noised(x0, noise, sigma), sigma, None)
         seen, log_snr = classifier.calls[-1]
         assert seen.std().item() == pytest.approx(1.0, abs=0.02)
@@ -124,7 +127,7 @@ def test_relative_scaling_holds_each_sample_at_the_fraction(classifier: SmallCla
     rule = ClassifierGuidance(classifier=classifier, label="cat", guidance_scale=0.25, scaling="relative")
     ratio = sample_norm(shift_of(rule)) / sample_norm(x - denoised)
     torch.testing.assert_close(ratio, torch.full_like(ratio, 0.25))
-    raw = shift_of(ClassifierGuidance(classifier=classifier, label="cat"))
+    raw = shift_of(ClassifierGuidance(scaling="raw", classifier=classifier, label="cat"))
     assert (sample_norm(raw) / sample_norm(x - denoised)).std() > 1e-3, "raw scaling does not hold it"
     back = shift_of(ClassifierGuidance(classifier=classifier, label="cat", guidance_scale=-0.25, scaling="relative"))
     torch.testing.assert_close(back, -shift_of(rule))
@@ -154,18 +157,20 @@ def test_entropy_scaling_needs_more_than_one_class() -> None:
 def test_a_mask_limits_where_the_push_goes(classifier: SmallClassifier) -> None:
     mask = torch.zeros(60, 50)
     mask[:, 30:] = 1.0
-    shift = shift_of(ClassifierGuidance(classifier=classifier, label="cat", mask=mask))
-    free = shift_of(ClassifierGuidance(classifier=classifier, label="cat"))
+    shift = shift_of(ClassifierGuidance(scaling="raw", classifier=classifier, label="cat", mask=mask))
+    free = shift_of(ClassifierGuidance(scaling="raw", classifier=classifier, label="cat"))
     assert shift[..., :2].abs().max() < 1e-6 * free.abs().max() and torch.allclose(shift[..., 4], free[..., 4])
     with pytest.raises(UserError, match="2 masks for a batch of 3"):
-        shift_of(ClassifierGuidance(classifier=classifier, label="cat", mask=torch.ones(2, 6, 5)))
+        shift_of(ClassifierGuidance(scaling="raw", classifier=classifier, label="cat", mask=torch.ones(2, 6, 5)))
 
 
 def test_the_window_and_every_kth_step_gate_the_term(classifier: SmallClassifier) -> None:
-    windowed = ClassifierGuidance(classifier=classifier, label="cat", sigma_lo=0.3, sigma_hi=0.6)
+    windowed = ClassifierGuidance(scaling="raw", classifier=classifier, label="cat", sigma_lo=0.3, sigma_hi=0.6)
     assert [row.abs().max() > 0 for row in shift_of(windowed)] == [False, True, False]
     sigmas = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0], dtype=torch.float64)
-    run = GuidanceRun([ClassifierGuidance(classifier=classifier, label="cat", every_k=3)], VE_SCALED, sigmas=sigmas)
+    run = GuidanceRun(
+        [ClassifierGuidance(scaling="raw", classifier=classifier, label="cat", every_k=3)], VE_SCALED, sigmas=sigmas
+    )
     acts = []
     for sigma in sigmas[:-1]:
         out = run(latents(), sigma.expand(3), lambda names: {"cond": DENOISED})
@@ -174,10 +179,10 @@ def test_the_window_and_every_kth_step_gate_the_term(classifier: SmallClassifier
 
 
 def test_clipping_bounds_the_gradient_in_unit_variance_latents(classifier: SmallClassifier) -> None:
-    free = ClassifierGuidance(classifier=classifier, label="cat", guidance_scale=1.0)
+    free = ClassifierGuidance(scaling="raw", classifier=classifier, label="cat", guidance_scale=1.0)
     norm = sample_norm(free.gradient(VE_SCALED, latents(), SIGMA, None))
     bound = norm.median().item()
-    clipped = ClassifierGuidance(classifier=classifier, label="cat", guidance_scale=1.0, clip=bound)
+    clipped = ClassifierGuidance(scaling="raw", classifier=classifier, label="cat", guidance_scale=1.0, clip=bound)
     after = sample_norm(clipped.gradient(VE_SCALED, latents(), SIGMA, None))
     torch.testing.assert_close(after, norm.clamp(max=bound))
 
@@ -187,7 +192,7 @@ def test_a_nan_leaves_its_sample_unguided_for_the_step_with_a_warning(
 ) -> None:
     x = latents()
     x[1, 0, 0, 0] = float("nan")
-    rule = ClassifierGuidance(classifier=classifier, label="cat")
+    rule = ClassifierGuidance(scaling="raw", classifier=classifier, label="cat")
     with caplog.at_level(logging.WARNING, logger="latent_guidance"):
         shift = shift_of(rule, x=x)
     healthy = shift_of(rule)
@@ -196,7 +201,7 @@ def test_a_nan_leaves_its_sample_unguided_for_the_step_with_a_warning(
 
 
 def test_inference_mode_everywhere_changes_nothing(classifier: SmallClassifier) -> None:
-    rule = ClassifierGuidance(classifier=classifier, label="cat")
+    rule = ClassifierGuidance(scaling="raw", classifier=classifier, label="cat")
     outside = shift_of(rule)
     with torch.inference_mode():
         classifier.network.to(torch.float32).to(torch.float64)  # as a host that unloads and reloads does
@@ -205,7 +210,7 @@ def test_inference_mode_everywhere_changes_nothing(classifier: SmallClassifier) 
 
 
 def test_a_wrong_pairing_is_refused_with_both_names(classifier: SmallClassifier) -> None:
-    rule = ClassifierGuidance(classifier=classifier, label="cat")
+    rule = ClassifierGuidance(scaling="raw", classifier=classifier, label="cat")
     rule.check_latents(Latents("any", 4, 0.5))
     for other in (Latents("SD3", 16, 0.5), Latents("SD15", 4, 0.18215), Latents("shifted", 4, 0.5, 0.1)):
         with pytest.raises(UserError, match=rf"'test' \(4 channels, scaling factor 0.5\).*{other.name}.*{other.name}"):
@@ -223,7 +228,7 @@ def test_an_unknown_label_is_refused_when_the_rule_is_made(classifier: SmallClas
 
 def test_a_regression_head_is_pushed_up_and_down() -> None:
     scorer = SmallClassifier().with_config(head="regression", labels=("beauty",))
-    up, down = (shift_of(ClassifierGuidance(classifier=scorer, label=way)) for way in ("up", "down"))
+    up, down = (shift_of(ClassifierGuidance(scaling="raw", classifier=scorer, label=way)) for way in ("up", "down"))
     torch.testing.assert_close(up, -down)
     u = latents() * expand(VE_SCALED.unit_scale(SIGMA), latents())
     before, after = (scorer.logits(value, VE_SCALED.log_snr(SIGMA))[:, 0] for value in (u, u + 1e-4 * up))

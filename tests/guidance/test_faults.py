@@ -103,7 +103,7 @@ def test_ddim_does_not_ignore_a_gradient(process: Process, form: str) -> None:
     """One step by hand, in VP coordinates: eps - sqrt(1 - abar) s grad log p, then eq. 12 of arXiv 2010.02502."""
     scale, sigmas = 2.5, torch.tensor([0.8, 0.5], dtype=torch.float64)
     x, model, level = draws(), mixture(process), torch.full((64,), 0.8, dtype=torch.float64)
-    rule = ClassifierGuidance(classifier=ExactClassifier(), label="b", guidance_scale=scale, form=form)
+    rule = ClassifierGuidance(scaling="raw", classifier=ExactClassifier(), label="b", guidance_scale=scale, form=form)
     guided = sample_ddim(Guider(model, [rule]), x, sigmas, labels_of(NONE))
     plain = sample_ddim(Guider(model, []), x, sigmas, labels_of(NONE))
     assert (guided - plain).abs().mean() > 1e-2

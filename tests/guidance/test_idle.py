@@ -40,7 +40,7 @@ def test_a_window_that_never_opens_is_said(
 
 
 def test_a_flow_has_no_noise_level_above_one(classifier: SmallClassifier, caplog: pytest.LogCaptureFixture) -> None:
-    rule = ClassifierGuidance(classifier=classifier, label="cat", sigma_lo=2.0)
+    rule = ClassifierGuidance(scaling="raw", classifier=classifier, label="cat", sigma_lo=2.0)
     assert warnings(caplog, rule) == []
     [message] = warnings(caplog, rule, RECTIFIED_FLOW)
     assert "from 1 down" in message and "rectified flow" in message
@@ -50,12 +50,14 @@ def test_turns_and_the_classifiers_own_range_count(
     classifier: SmallClassifier, caplog: pytest.LogCaptureFixture
 ) -> None:
     low = {"classifier": classifier, "label": "cat", "sigma_hi": 1.0}
-    assert warnings(caplog, ClassifierGuidance(every_k=2, **low)) == []  # its third turn is at 1.0
-    assert len(warnings(caplog, ClassifierGuidance(every_k=4, **low))) == 1
+    assert warnings(caplog, ClassifierGuidance(scaling="raw", every_k=2, **low)) == []  # its third turn is at 1.0
+    assert len(warnings(caplog, ClassifierGuidance(scaling="raw", every_k=4, **low))) == 1
     untrained = classifier.with_config(log_snr_range=(8.0, 12.0))
-    [message] = warnings(caplog, ClassifierGuidance(classifier=untrained, label="cat"))
+    [message] = warnings(caplog, ClassifierGuidance(scaling="raw", classifier=untrained, label="cat"))
     assert "trained at 0.00248 to 0.0183" in message
-    assert warnings(caplog, ClassifierGuidance(classifier=untrained, label="cat", guidance_scale=0.0)) == []
+    assert (
+        warnings(caplog, ClassifierGuidance(scaling="raw", classifier=untrained, label="cat", guidance_scale=0.0)) == []
+    )
 
 
 CHANGING = [kind for kind in RULES if kind.stage in (Stage.SCALE, Stage.BRANCHES)]

@@ -79,12 +79,14 @@ def test_the_exact_classifier_at_scale_one_gives_the_exact_conditional_denoiser(
     process: Process, form: str, sigma: float
 ) -> None:
     x, levels, model = draws(), torch.full((64,), sigma, dtype=torch.float64), mixture(process)
-    rule = ClassifierGuidance(classifier=ExactClassifier(), label="b", guidance_scale=1.0, form=form)
+    rule = ClassifierGuidance(scaling="raw", classifier=ExactClassifier(), label="b", guidance_scale=1.0, form=form)
     guided = Guider(model, [rule])(x, levels, labels_of(NONE))
     exact = model(x, levels, labels_of(1))
     torch.testing.assert_close(guided, exact, rtol=0, atol=1e-10)
     for scale in (1.1, -1.0, 0.0):
-        wrong = ClassifierGuidance(classifier=ExactClassifier(), label="b", guidance_scale=scale, form=form)
+        wrong = ClassifierGuidance(
+            scaling="raw", classifier=ExactClassifier(), label="b", guidance_scale=scale, form=form
+        )
         assert not torch.allclose(Guider(model, [wrong])(x, levels, labels_of(NONE)), exact, rtol=0, atol=1e-10)
 
 
@@ -92,7 +94,7 @@ def test_the_exact_classifier_at_scale_one_gives_the_exact_conditional_denoiser(
 def test_every_target_is_bayes_rule_too(process: Process) -> None:
     x, levels, model = draws(), torch.full((64,), 0.6, dtype=torch.float64), mixture(process)
     for label, truth in (("not a", 1), ("a, b", NONE), ("b, not a", 1)):
-        rule = ClassifierGuidance(classifier=ExactClassifier(), label=label, guidance_scale=1.0)
+        rule = ClassifierGuidance(scaling="raw", classifier=ExactClassifier(), label=label, guidance_scale=1.0)
         guided = Guider(model, [rule])(x, levels, labels_of(NONE))
         torch.testing.assert_close(guided, model(x, levels, labels_of(truth)), rtol=0, atol=1e-10)
 
@@ -103,7 +105,7 @@ def test_a_trained_samplers_run_with_the_rule_is_the_conditional_run(process: Pr
     top = 1.0 if process is RECTIFIED_FLOW else 10.0
     sigmas = torch.cat([torch.linspace(top, 0.05, 12, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
     x, model = draws() * top, mixture(process)
-    rule = ClassifierGuidance(classifier=ExactClassifier(), label="b", guidance_scale=1.0)
+    rule = ClassifierGuidance(scaling="raw", classifier=ExactClassifier(), label="b", guidance_scale=1.0)
     guider = Guider(model, [rule])
     for sample in (sample_euler, sample_heun, sample_ddim):
         start = sigmas if process is VE_SCALED else sigmas[1:]  # at alpha = 0 x says nothing of its class
@@ -118,7 +120,7 @@ def test_cfg_and_the_classifier_meet_as_bayes_rule_says() -> None:
     x, levels, model = draws(), torch.full((64,), 1.3, dtype=torch.float64), mixture(VE_SCALED)
     for w in (0.0, 0.5, 1.0, 2.5, -1.0):
         cfg = Guider(model, [CFG(guidance_scale=w)], uncond=labels_of(NONE))(x, levels, labels_of(1))
-        rule = ClassifierGuidance(classifier=ExactClassifier(), label="b", guidance_scale=w)
+        rule = ClassifierGuidance(scaling="raw", classifier=ExactClassifier(), label="b", guidance_scale=w)
         by_gradient = Guider(model, [rule])(x, levels, labels_of(NONE))
         torch.testing.assert_close(cfg, by_gradient, rtol=0, atol=1e-10)
 
@@ -159,7 +161,9 @@ def test_the_mean_shift_with_sigma_beta_is_the_eps_form_at_scale_times_root_alph
         return sample_ddpm(model, x, sigmas, labels_of(NONE), variance=variance, noise_sampler=Recorded(), **options)  # type: ignore[arg-type]
 
     def eps_form(scale: float, variance: str = "beta") -> Tensor:
-        rule = ClassifierGuidance(classifier=ExactClassifier(), label="b", guidance_scale=scale, form="eps")
+        rule = ClassifierGuidance(
+            scaling="raw", classifier=ExactClassifier(), label="b", guidance_scale=scale, form="eps"
+        )
         guider = Guider(model, [rule])
         return sample_ddpm(guider, x, sigmas, labels_of(NONE), variance=variance, noise_sampler=Recorded())
 
@@ -195,7 +199,7 @@ def test_the_post_step_form_adds_the_gradient_at_the_new_x_and_nothing_else() ->
 def test_the_first_flow_step_and_the_last_ddpm_step_are_finite_and_silent(caplog: pytest.LogCaptureFixture) -> None:
     for process, top in ((RECTIFIED_FLOW, 1.0), (VE_SCALED, 14.6)):
         sigmas = torch.tensor([top, 0.7, 0.3, 0.0], dtype=torch.float64)
-        rule = ClassifierGuidance(classifier=ExactClassifier(), label="b")
+        rule = ClassifierGuidance(scaling="raw", classifier=ExactClassifier(), label="b")
         shift = ClassifierMeanShift(classifier=ExactClassifier(), label="b", at="mu")
         post = ClassifierPostStep(classifier=ExactClassifier(), label="b", guidance_scale=0.05)
         guider = Guider(mixture(process), [rule])

@@ -189,7 +189,7 @@ def test_a_ddim_run_is_condition_score_of_guided_diffusion(process: Process, for
     sigmas = sigmas_of(abars, process)
 
     def ours(scale: float) -> Tensor:
-        rule = ClassifierGuidance(classifier=CLASSIFIER, label="bird", guidance_scale=scale, form=form)
+        rule = ClassifierGuidance(scaling="raw", classifier=CLASSIFIER, label="bird", guidance_scale=scale, form=form)
         guider, x = Guider(Network(process), [rule]), in_process(sigmas, process)
         return sample_ddim(guider, x, sigmas, eta=eta, noise_sampler=counted_noise())
 
@@ -208,7 +208,7 @@ def test_the_guided_noise_is_that_of_dpm_solver(process: Process, form: str, tim
     noise = eps_of(X_VP, abar) - sigma_t * gradient_of(X_VP, abar)  # SCALE is in the gradient
 
     sigma = process.sigma_from_alphas_cumprod(torch.tensor(abar, dtype=torch.float64)).expand(3)
-    rule = ClassifierGuidance(classifier=CLASSIFIER, label="bird", guidance_scale=SCALE, form=form)
+    rule = ClassifierGuidance(scaling="raw", classifier=CLASSIFIER, label="bird", guidance_scale=SCALE, form=form)
     x = X_VP / process.unit_scale(sigma[0])
     denoised = Guider(Network(process), [rule])(x, sigma)
     torch.testing.assert_close(process.eps(x, denoised, sigma), noise, rtol=0, atol=1e-10)

@@ -47,7 +47,7 @@ CHAINS: dict[str, tuple[Callable[[], list[Rule]], list[int]]] = {
     "two intervals": (lambda: [CFG(guidance_scale=4.0), window(), window(0.4, 1.5)], [1, 1, 1, 2, 2, 1]),
     "post rules cost nothing": (lambda: [CFG(guidance_scale=4.0), RescaleGuidance(), AdaptiveProjectedGuidance()], [2] * 6),
     "a classifier makes no pass": (
-        lambda: [ClassifierGuidance(classifier=SmallClassifier(), label="cat")], [1] * 6,
+        lambda: [ClassifierGuidance(scaling="raw", classifier=SmallClassifier(), label="cat")], [1] * 6,
     ),
     "a curve that ends at 1": (
         lambda: [CFG(guidance_scale=4.0), GuidanceCurve(curve="8: 4, 1: 1")], [2, 2, 2, 1, 1, 1],
@@ -118,7 +118,9 @@ def test_the_text_names_branches_and_where_they_are_made() -> None:
         "sigma 5.4 to 0.28: 2 (positive, negative)",
         "sigma below 0.28: 1 (positive)",
     ]
-    text = asked([CFG(guidance_scale=4.0), ClassifierGuidance(classifier=SmallClassifier(), label="cat")])
+    text = asked(
+        [CFG(guidance_scale=4.0), ClassifierGuidance(scaling="raw", classifier=SmallClassifier(), label="cat")]
+    )
     assert text.splitlines()[1] == "besides, a network of their own is called by: Classifier Guidance"
 
 

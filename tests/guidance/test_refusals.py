@@ -60,9 +60,9 @@ def masks(count: int) -> Tensor:
 LABEL = ClassLabel(classifier=SmallClassifier(), label="cat")
 VIDEO = (2, 4, 3, 6, 5)
 REFUSED: list[tuple[Callable[[], Rule], tuple[int, ...], str]] = [
-    (lambda: ClassifierGuidance(classifier=SmallClassifier(), label="cat", **LATE), VIDEO, "classifier of 4 channels"),
-    (lambda: ClassifierGuidance(classifier=SmallClassifier(), label="cat", **LATE), (2, 5, 6, 5), "of 4 channels"),
-    (lambda: ClassifierGuidance(classifier=SmallClassifier(), label="cat", mask=masks(3), **LATE), (2, 4, 6, 5), "3 masks"),
+    (lambda: ClassifierGuidance(scaling="raw", classifier=SmallClassifier(), label="cat", **LATE), VIDEO, "classifier of 4 channels"),
+    (lambda: ClassifierGuidance(scaling="raw", classifier=SmallClassifier(), label="cat", **LATE), (2, 5, 6, 5), "of 4 channels"),
+    (lambda: ClassifierGuidance(scaling="raw", classifier=SmallClassifier(), label="cat", mask=masks(3), **LATE), (2, 4, 6, 5), "3 masks"),
     (lambda: MPGD(loss=Symmetry(), vae=SmallVae(), **LATE), VIDEO, "loss on pictures"),
     (lambda: MPGD(loss=WeightedSum(loss_1=Symmetry()), vae=SmallVae(), **LATE), VIDEO, "loss on pictures"),
     (lambda: MPGD(loss=LABEL, **LATE), VIDEO, "classifier of 4 channels"),

@@ -53,7 +53,11 @@ def reported(rules: list, *, x: Tensor | None = None, sigma: float = 2.0) -> dic
 
 def test_a_row_says_what_each_stage_changed(classifier: SmallClassifier) -> None:
     x, w = latents(), 4.0
-    rules = [CFG(guidance_scale=w), RescaleGuidance(), ClassifierGuidance(classifier=classifier, label="cat")]
+    rules = [
+        CFG(guidance_scale=w),
+        RescaleGuidance(),
+        ClassifierGuidance(scaling="raw", classifier=classifier, label="cat"),
+    ]
     row = reported(rules)
     sigma = torch.full((3,), 2.0, dtype=torch.float64)
     outs = [Guider(Recorder(), rules[:n], uncond=cond_of(UNCOND))(x, sigma, cond_of(COND)) for n in range(4)]
@@ -112,7 +116,7 @@ def test_a_hosts_own_combination_is_a_contribution_too() -> None:
 
 def test_the_probability_is_the_targets_by_the_one_call_that_the_rule_made(classifier: SmallClassifier) -> None:
     x = latents()
-    rule = ClassifierGuidance(classifier=classifier, label="dog", sigma_hi=5.0)
+    rule = ClassifierGuidance(scaling="raw", classifier=classifier, label="dog", sigma_hi=5.0)
     row = reported([rule], x=x)
     [(u, log_snr)] = classifier.calls
     with torch.no_grad():
@@ -123,7 +127,9 @@ def test_the_probability_is_the_targets_by_the_one_call_that_the_rule_made(class
 
 
 def test_a_sample_outside_the_window_has_no_probability(classifier: SmallClassifier) -> None:
-    guider = Guider(Recorder(), [ClassifierGuidance(classifier=classifier, label="dog", sigma_hi=5.0)], report=True)
+    guider = Guider(
+        Recorder(), [ClassifierGuidance(scaling="raw", classifier=classifier, label="dog", sigma_hi=5.0)], report=True
+    )
     guider(latents(), torch.tensor([8.0, 2.0, 8.0], dtype=torch.float64), cond_of(COND))
     found = guider.report.chains[0].rows[0]["notes"]["Classifier Guidance"]["probability"]
     assert found[0] is None and found[2] is None and 0 < found[1] < 1
@@ -131,7 +137,7 @@ def test_a_sample_outside_the_window_has_no_probability(classifier: SmallClassif
 
 def test_a_regression_head_notes_its_score(classifier: SmallClassifier) -> None:
     scorer = classifier.with_config(head="regression", labels=("beauty",))
-    row = reported([ClassifierGuidance(classifier=scorer, label="down")])
+    row = reported([ClassifierGuidance(scaling="raw", classifier=scorer, label="down")])
     with torch.no_grad():
         assert row["notes"]["Classifier Guidance"]["score"] == pytest.approx(
             scorer.logits(*scorer.calls[0])[:, 0].tolist(), rel=1e-5
@@ -201,7 +207,7 @@ def test_a_report_of_steps_leaves_the_pictures_as_they_are(classifier: SmallClas
 
 
 def test_two_rules_of_a_kind_have_rows_of_their_own(classifier: SmallClassifier) -> None:
-    cat, dog = (ClassifierGuidance(classifier=classifier, label=label) for label in ("cat", "dog"))
+    cat, dog = (ClassifierGuidance(scaling="raw", classifier=classifier, label=label) for label in ("cat", "dog"))
     row = reported([cat, dog])
     names = ["Classifier Guidance", "Classifier Guidance 2"]
     assert list(row["contributions"]) == [HOST, *names] or list(row["contributions"]) == [*names, HOST]
@@ -234,7 +240,11 @@ def test_two_runs_do_not_mix_and_equal_runs_have_equal_reports() -> None:
 
 
 def test_each_sample_is_reported_as_if_it_were_alone(classifier: SmallClassifier) -> None:
-    rules = [CFG(guidance_scale=3.0), RescaleGuidance(), ClassifierGuidance(classifier=classifier, label="cat")]
+    rules = [
+        CFG(guidance_scale=3.0),
+        RescaleGuidance(),
+        ClassifierGuidance(scaling="raw", classifier=classifier, label="cat"),
+    ]
     together = reported(rules)
     for i in range(3):
         alone = reported(rules, x=latents()[i : i + 1])

@@ -158,7 +158,11 @@ def test_a_rule_that_looks_pays_for_no_branch_that_is_not_there_and_one_that_nee
 
 
 def test_rules_act_by_stage_whatever_order_they_are_given_in(classifier: SmallClassifier) -> None:
-    rules = [CFG(guidance_scale=3.0), LimitedInterval(), ClassifierGuidance(classifier=classifier, label="cat")]
+    rules = [
+        CFG(guidance_scale=3.0),
+        LimitedInterval(),
+        ClassifierGuidance(scaling="raw", classifier=classifier, label="cat"),
+    ]
     outs = [
         Guider(Recorder(), order, uncond=cond_of(0.5))(latents(), SIGMA, cond_of(2.0)) for order in (rules, rules[::-1])
     ]
@@ -167,7 +171,7 @@ def test_rules_act_by_stage_whatever_order_they_are_given_in(classifier: SmallCl
 
 def test_two_gradient_rules_in_one_chain_both_act_and_add_up(classifier: SmallClassifier) -> None:
     x, model = latents(), Recorder()
-    cat, bird = (ClassifierGuidance(classifier=classifier, label=label) for label in ("cat", "bird"))
+    cat, bird = (ClassifierGuidance(scaling="raw", classifier=classifier, label=label) for label in ("cat", "bird"))
     plain, with_cat, with_bird, both = (
         Guider(model, rules)(x, SIGMA, cond_of(2.0)) for rules in ([], [cat], [bird], [cat, bird])
     )
@@ -183,20 +187,23 @@ def test_what_cannot_act_together_is_refused_by_name(classifier: SmallClassifier
 
 
 def test_one_rule_twice_is_refused_and_two_of_a_kind_are_not(classifier: SmallClassifier) -> None:
-    cat = ClassifierGuidance(classifier=classifier, label="cat")
+    cat = ClassifierGuidance(scaling="raw", classifier=classifier, label="cat")
     with pytest.raises(UserError, match="'Classifier Guidance' twice"):
-        Guider(Recorder(), [cat, ClassifierGuidance(classifier=classifier, label="cat")])
+        Guider(Recorder(), [cat, ClassifierGuidance(scaling="raw", classifier=classifier, label="cat")])
     other = SmallClassifier()
     mask = torch.ones(4, 4)
     for changes in ({"label": "dog"}, {"guidance_scale": 1.0}, {"classifier": other}, {"mask": mask}):
-        Guider(Recorder(), [cat, ClassifierGuidance(**{"classifier": classifier, "label": "cat", **changes})])
-    masked = ClassifierGuidance(classifier=classifier, label="cat", mask=mask)
+        Guider(
+            Recorder(),
+            [cat, ClassifierGuidance(scaling="raw", **{"classifier": classifier, "label": "cat", **changes})],
+        )
+    masked = ClassifierGuidance(scaling="raw", classifier=classifier, label="cat", mask=mask)
     with pytest.raises(UserError, match="twice"):
-        Guider(Recorder(), [masked, ClassifierGuidance(classifier=classifier, label="cat", mask=mask)])
+        Guider(Recorder(), [masked, ClassifierGuidance(scaling="raw", classifier=classifier, label="cat", mask=mask)])
 
 
 def test_a_guider_inside_a_guider_is_made_for_the_run_too(classifier: SmallClassifier) -> None:
-    inner = Guider(Recorder(), [ClassifierGuidance(classifier=classifier, label="cat", every_k=2)])
+    inner = Guider(Recorder(), [ClassifierGuidance(scaling="raw", classifier=classifier, label="cat", every_k=2)])
     sigmas = torch.tensor([4.0, 3.0, 2.0, 1.0, 0.0], dtype=torch.float64)
     run = Guider(inner, []).begin(sigmas)
     for sigma in sigmas[:-1]:
@@ -293,7 +300,7 @@ def test_equal_requests_of_two_rules_are_one_evaluation_and_others_are_not() -> 
 
 
 def test_a_rules_own_model_is_made_for_the_run_too(classifier: SmallClassifier) -> None:
-    weak = Guider(Recorder(), [ClassifierGuidance(classifier=classifier, label="cat", every_k=2)])
+    weak = Guider(Recorder(), [ClassifierGuidance(scaling="raw", classifier=classifier, label="cat", every_k=2)])
     sigmas = torch.tensor([0.9, 0.6, 0.4, 0.2, 0.0], dtype=torch.float64)
     run = Guider(Recorder(), [Adds(Branch("cond", weak))]).begin(sigmas)
     for sigma in sigmas[:-1]:

@@ -201,7 +201,7 @@ def test_beside_a_limited_interval_and_a_classifier(denoiser: Any) -> None:
     chain = [CFG(guidance_scale=3.0), LimitedInterval(sigma_hi=1.0), PerturbedAttention()]
     Guider(denoiser, chain, uncond=words(2))(noisy(), SIGMA, words(1))
     assert calls(denoiser) == [(4, 6, 8)]
-    classifier = ClassifierGuidance(classifier=SmallClassifier(dtype=torch.float32), label="cat")
+    classifier = ClassifierGuidance(scaling="raw", classifier=SmallClassifier(dtype=torch.float32), label="cat")
     out = Guider(denoiser, [classifier, PerturbedAttention()])(noisy(), SIGMA, words(1))
     shift = out - Guider(denoiser, [PerturbedAttention()])(noisy(), SIGMA, words(1))
     plain = Guider(denoiser, [])(noisy(), SIGMA, words(1))

@@ -383,7 +383,7 @@ def test_one_classifier_loaded_twice_is_known_as_one(models: Path) -> None:
     first, second = load_classifier(folder), load_classifier(folder)
     assert first.network is not second.network
     settings = {"label": "food", "guidance_scale": 2.0}
-    rule, again = (ClassifierGuidance(classifier=loaded, **settings) for loaded in (first, second))
+    rule, again = (ClassifierGuidance(scaling="raw", classifier=loaded, **settings) for loaded in (first, second))
     with pytest.raises(UserError, match=r"twice, with the same settings"):
         check_chain([rule, again])
     check_chain([rule, replace(again, label="flags")])
