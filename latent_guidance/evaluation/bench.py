@@ -54,8 +54,8 @@ class Plan:
     curve_per_group: int = 32
     curve_names: int = 40
     curve_seeds: int = 8
-    raw_scales: tuple[float, ...] = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30)
-    relative_scales: tuple[float, ...] = (0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0, 1.5)
+    raw_scales: tuple[float, ...] = (0, 1, 2, 5, 10, 15, 20, 30, 45, 60)
+    relative_scales: tuple[float, ...] = (0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
     cfg_scales: tuple[float, ...] = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
     page: int = 100
     page_seeds: int = 3

@@ -1,6 +1,7 @@
 """What the guidance scale buys and what it costs: obedience, variety, and distance to the training set.
 
-Every scale is given the same seeds, so that its points differ by the scale alone.
+Every scale is given the same seeds, so that its points differ by the scale alone. Every point is kept in a file of its own: what
+was stopped goes on where it was, and a further scale costs itself alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ CURVES = {"raw": "classifier guidance, raw", "relative": "classifier guidance, r
 def measure_curves(bench: Bench, judge: Judge, gallery: Gallery) -> dict[str, Any]:
     """Share as asked or named, diversity and distance to the nearest reconstruction, over the scale."""
     plan, labels, texts = bench.plan, bench.labels, bench.data.texts
+    common = bench.settings(
+        per_group=plan.curve_per_group,
+        names=plan.curve_names,
+        seeds=plan.curve_seeds,
+        judge=judge_mark(bench.out),
+        rule=RULE,
+    )
 
     def by_group(scale: float, scaling: str) -> dict[str, Any]:
         sets, shares = [], []
@@ -44,7 +52,9 @@ def measure_curves(bench: Bench, judge: Judge, gallery: Gallery) -> dict[str, An
     def curve(name: str, scales: Sequence[float], measure: Callable[[float], dict[str, Any]]) -> list[dict[str, Any]]:
         points = []
         for scale in scales:
-            points.append(measure(scale))
+            own = {**common, "curve": name, "scale": scale}
+            part = f"curves/{name}-{scale:g}"
+            points.append(measured(bench.out, part, own, lambda scale=scale: measure(scale), say=bench.say))
             bench.say(f"curves: {CURVES[name]}, scale {scale:g}: share {points[-1]['share']:.3f}")
         return points
 
@@ -68,10 +78,7 @@ def measure_curves(bench: Bench, judge: Judge, gallery: Gallery) -> dict[str, An
             },
         }
 
-    settings = bench.settings(
-        per_group=plan.curve_per_group, names=plan.curve_names, seeds=plan.curve_seeds, raw=plan.raw_scales,
-        relative=plan.relative_scales, cfg=plan.cfg_scales, judge=judge_mark(bench.out), rule=RULE,
-    )  # fmt: skip
+    settings = {**common, "raw": plan.raw_scales, "relative": plan.relative_scales, "cfg": plan.cfg_scales}
     return measured(bench.out, "curves", settings, run, say=bench.say)
 
 

@@ -42,7 +42,7 @@ class Small:
 
 STRONGER = {  # where the defaults do nothing on a network of random weights
     "LGAdaptiveGuidance": {"threshold": 0.5},
-    "LGClassifierGuidance": {"guidance_scale": 60.0},
+    "LGClassifierGuidance": {"guidance_scale": 60.0, "scaling": "raw"},
     "LGNoisyCLIPGuidance": {"guidance_scale": 60.0},
     "LGLogProbGuidance": {"loss": Small()},
     "LGDynamicThresholding": {"percentile": 0.9},

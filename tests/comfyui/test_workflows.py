@@ -29,7 +29,7 @@ Pictures = dict[str, list[np.ndarray[Any, Any]]]
 
 
 TINY_CLASSIFIER = 40.0
-"""The tiny checkpoint's random classifier has small gradients: scales are raised by this, so that its guidance is seen."""
+"""The tiny checkpoint's random classifier has small gradients: raw scales are raised by this, so that its guidance is seen."""
 TINY_ASCENT = 0.2
 """An ascent through the tiny checkpoint's random VAE makes of rounding another picture: its steps are made shorter by this."""
 
@@ -44,7 +44,7 @@ def workflow(name: str, *, checkpoint: str, seed: int | None = None) -> dict[str
                 inputs[entry] = checkpoint
         if checkpoint == "tiny" and "steps" in inputs:
             inputs["steps"] = 6
-        if checkpoint == "tiny" and node["class_type"] == "LGClassifierGuidance":
+        if checkpoint == "tiny" and node["class_type"] == "LGClassifierGuidance" and inputs["scaling"] == "raw":
             inputs["guidance_scale"] *= TINY_CLASSIFIER
         if checkpoint == "tiny" and "step_size" in inputs:
             inputs["step_size"] *= TINY_ASCENT

@@ -52,6 +52,15 @@ def test_all_parts_are_measured_once_and_reported(
     assert run(monkeypatch, "all", out, *where) == 0
     said = capsys.readouterr().out
     assert said.count("already measured") == len(PARTS)
+    points = sorted(path.name for path in (out / "curves").glob("*.json"))
+    assert points == ["cfg-1.json", "cfg-4.json", "raw-0.json", "raw-5.json", "relative-0.3.json", "relative-0.json"]
+    whole = (out / "curves.json").read_text()
+    for path in (out / "curves.json", out / "curves" / "raw-5.json"):  # as if stopped on the way
+        path.unlink()
+    assert run(monkeypatch, "curves", out, *where) == 0
+    said = capsys.readouterr().out
+    assert said.count("already measured") == len(points) - 1 + said.count("judge: already measured")
+    assert json.loads((out / "curves.json").read_text())["result"] == json.loads(whole)["result"]
     assert run(monkeypatch, "classes", out, *where, "--classifier-scale", 7) == 0
     assert "already measured" not in capsys.readouterr().out.replace("judge: already measured", "")
     assert json.loads((out / "classes.json").read_text())["settings"]["classifier_scale"] == 7

@@ -99,7 +99,7 @@ def test_a_face_is_a_face_and_a_flag_a_flag(emoji: Checkpoint, prompt: str, labe
 def test_classifier_steers_the_empty_prompt(emoji: Checkpoint, label: str) -> None:
     """Judged by the guide itself at a noise level near zero: steered pictures are of the class, unguided ones are not."""
     assert emoji.classifier is not None
-    rule = ClassifierGuidance(scaling="raw", classifier=emoji.classifier, label=label, guidance_scale=6.0)
+    rule = ClassifierGuidance(classifier=emoji.classifier, label=label)
     share = []
     for rules in ((), (rule,)):
         x = _sampled(emoji, rules, "", batch=12)

@@ -65,7 +65,7 @@ def sample(
 
 
 def guide(things: dict[str, Any], label: str, scale: float = 60.0, rules: Any = (), **more: Any) -> Any:
-    inputs = dict(classifier=things["classifier"], label=label, guidance_scale=scale, rules=rules)
+    inputs = dict(classifier=things["classifier"], label=label, guidance_scale=scale, scaling="raw", rules=rules)
     return call(things["nodes"], "LGClassifierGuidance", **inputs, **more)[0]
 
 
