@@ -59,7 +59,7 @@ class ClassifierGuidance(ClassifierRule):
             help="Strength of the push; 0 is off, more is clearer and less varied, below 0 steers away. Its unit is that of scaling.",
             help_zh="推动的强度：0 关闭，越大越明确但多样性越低，负值则远离目标。单位取决于强度换算。",
         ),
-    ] = 0.2
+    ] = 0.15
     scaling: Annotated[
         str,
         Choice(

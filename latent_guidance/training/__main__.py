@@ -46,6 +46,7 @@ HELP = {
     "start_from": "A checkpoint folder whose weights a new run begins with, in the place of random ones.",
     "away_from": "A checkpoint folder of a weaker stage of start_from; pushed away from it, the empty prompt draws more decidedly.",
     "sharpness": "How far it is pushed: 1 not at all, 2 as far again as the two stages lie apart.",
+    "sharp_below": "The log-SNR below which it is pushed.",
     "decay": "The share of the run, up to 1, over which the learning rate falls at its end; 1 is all of it.",
     "width": "Channels of the network's second level, a multiple of 32.",
     "first": "The share of a step that is whole renders of 128 pixels, up to 1; the rest are crops of larger ones. By default a third.",

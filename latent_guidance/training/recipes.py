@@ -240,6 +240,7 @@ def train_unet(
     start_from: Path | None = None,
     away_from: Path | None = None,
     sharpness: float = UNetRecipe.sharpness,
+    sharp_below: float = UNetRecipe.sharp_below,
     decay: float = 0.25,
     compile: bool = False,
     muon: bool = True,
@@ -251,7 +252,8 @@ def train_unet(
     """Train UNet and text tower and write the rest of ``checkpoint``.
 
     A new run starts from random weights, or from those of the checkpoint ``start_from``; with a weaker checkpoint ``away_from`` it
-    learns to draw more decidedly from the empty prompt, see :func:`.unet.train_unet` and ``sharpness`` of :class:`.unet.UNetRecipe`.
+    learns to draw more decidedly from the empty prompt, see :func:`.unet.train_unet` and ``sharpness`` and
+    ``sharp_below`` of :class:`.unet.UNetRecipe`.
     With ``export_only`` the run's state as it is now is written, without training. ``decay``, ``compile`` and ``muon`` are those of
     :class:`.loop.LoopSettings`, ``time_power`` is that of :class:`.unet.UNetRecipe`, ``drop`` that of its ``dropping``.
     """
@@ -271,7 +273,7 @@ def train_unet(
         muon=muon,
         device=device,
     )
-    recipe = UNetRecipe(batch=batch, time_power=time_power, sharpness=sharpness).dropping(drop)
+    recipe = UNetRecipe(batch=batch, time_power=time_power, sharpness=sharpness, sharp_below=sharp_below).dropping(drop)
     if export_only:
         unet, encoder = averaged_unet(latents, runs / "unet", settings=settings, recipe=recipe)
     else:

@@ -10,7 +10,8 @@ the captions never held says nothing in particular.
 
 A small network that has learned the pictures only in part draws from the empty prompt what lies between them. It learns to draw
 more decidedly from two stages of its own training: what the empty prompt shall give is then not the noise but the later one's answer
-pushed away from the earlier one's, weak + sharpness * (strong - weak).
+pushed away from the earlier one's, weak + sharpness * (strong - weak), while what is drawn is being settled. At lower noise it stays the
+noise: pushed there too, the empty prompt would be a bad one for classifier-free guidance to lead away from.
 
 Reference: arXiv 2406.02507, section 3 (guiding with a bad version of the network); 2210.03142, section 3.1 (learning what a guided
 network says).
@@ -65,6 +66,7 @@ class UNetRecipe:
         by_keywords: Share replaced by up to four of the picture's keywords.
         by_other: Share replaced by another caption of the picture.
         sharpness: How far what is learned for the empty prompt is pushed away from the weaker network, >= 1; of no effect without one.
+        sharp_below: The log-SNR below which it is.
         text_width: Width of the text tower, a multiple of 64.
         text_layers: Its depth, >= 1.
         unet: Further arguments of ``models.unet.unet_config``.
@@ -81,6 +83,7 @@ class UNetRecipe:
     by_keywords: float = 0.15
     by_other: float = 0.10
     sharpness: float = 2.0
+    sharp_below: float = 0.4
     text_width: int = 128
     text_layers: int = 4
     unet: dict[str, Any] = field(default_factory=dict)
@@ -91,6 +94,7 @@ class UNetRecipe:
             batch=(self.batch >= 1, "at least 1"),
             time_power=(0 < self.time_power < math.inf, "above 0 and finite"),
             sharpness=(1 <= self.sharpness < math.inf, "at least 1 and finite"),
+            sharp_below=(not math.isnan(self.sharp_below), "a number"),
             text_width=(self.text_width >= 64 and self.text_width % 64 == 0, "a multiple of 64"),
             text_layers=(self.text_layers >= 1, "at least 1"),
         )
@@ -299,6 +303,7 @@ def _loss(
     sigmas = schedule.sigmas.double()
     alphas = (1 / (1 + sigmas**2).sqrt()).float()
     noise_scales = (sigmas / (1 + sigmas**2).sqrt()).float()
+    noisy = -2 * sigmas.log() < recipe.sharp_below
     unet, tower, device = joint.unet, joint.encoder.network, settings.device
     shares = recipe.shares()
 
@@ -320,8 +325,8 @@ def _loss(
         draw = torch.randint(DRAWS, (recipe.batch,), generator=generator)
         x, v = (alpha * x0 + sigma * noise).to(device), (alpha * noise - sigma * x0).to(device)
         with joint.run.arithmetic():
-            if sharp is not None and bool((empty := kind == KINDS.index("")).any()):
-                v[empty] = sharp(x[empty], timestep[empty].to(device))
+            if sharp is not None and bool((pushed := (kind == KINDS.index("")) & noisy[timestep]).any()):
+                v[pushed] = sharp(x[pushed], timestep[pushed].to(device))
             output = network(x, timestep.to(device), joint.rows[kind, draw, chosen].to(device))
         return (output.float() - v).square().mean(), {}
 

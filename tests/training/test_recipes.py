@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -213,11 +214,16 @@ def test_a_weaker_stage_sharpens_the_empty_prompt_alone(tmp_path: Path) -> None:
     empty, named = tiny.dropping(1.0), tiny.dropping(0.0)
     stages = {"start_from": strong, "away_from": weak}
     # the run starts as the strong stage: what is left to learn is (sharpness - 1) * (strong - weak)
+    everywhere = replace(empty, sharp_below=math.inf)
     one, two, three = (
-        _first_loss(tmp_path / f"{sharpness}", latents, replace(empty, sharpness=sharpness), **stages)
+        _first_loss(tmp_path / f"{sharpness}", latents, replace(everywhere, sharpness=sharpness), **stages)
         for sharpness in (1.0, 2.0, 3.0)
     )
     assert one < 1e-6 * two and three == pytest.approx(4 * two, rel=1e-3)
+    nowhere = _first_loss(tmp_path / "nowhere", latents, replace(empty, sharp_below=-math.inf), **stages)
+    usual = _first_loss(tmp_path / "usual", latents, empty, **stages)
+    noise = _first_loss(tmp_path / "noise", latents, empty, start_from=strong)
+    assert nowhere == noise and len({two, usual, noise}) == 3
     plain = _first_loss(tmp_path / "plain", latents, named, start_from=strong)
     assert _first_loss(tmp_path / "named", latents, named, **stages) == plain
     with pytest.raises(UserError, match="starts from nothing"):
@@ -247,6 +253,7 @@ def test_what_the_unet_command_is_given_reaches_its_recipe(
         "muon": False,
         "seed": 4,
         "sharpness": 3.0,
+        "sharp_below": -1.0,
     }
     stages = {"start_from": tmp_path / "strong", "away_from": tmp_path / "weak"}
     with pytest.raises(KeyboardInterrupt):
