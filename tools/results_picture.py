@@ -23,7 +23,7 @@ OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "results.jpg"
 PROMPTS = (
     "grinning face", "man: beard", "cat face", "red apple", "rocket", "soccer ball", "guitar", "red heart", "flag: Brazil",
 )  # fmt: skip
-CFG_SCALE, CLASSIFIER_SCALE, STEPS = 1.5, 0.15, 30
+CFG_SCALE, CLASSIFIER_SCALE, STEPS = 1.5, 0.2, 30
 
 
 def draw(checkpoint: Checkpoint, prompt: str, rules: list[Rule], seeds: list[int]) -> Tensor:

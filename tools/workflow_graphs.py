@@ -209,9 +209,9 @@ def compare_scales(w: Workflow) -> None:
     w.group("The sheet", [grid, save], color="#88A")
 
 
-LABEL, SCALE = "Flags", 0.15
-SECOND_LABEL, SECOND_SCALE = "Smileys & Emotion", 0.15
-SCALES = (0.0, 0.02, 0.05, 0.1, 0.15)
+LABEL, SCALE = "Flags", 0.2
+SECOND_LABEL, SECOND_SCALE = "Smileys & Emotion", 0.2
+SCALES = (0.0, 0.02, 0.05, 0.1, 0.2)
 
 GRAPHS: dict[str, Callable[[Workflow], None]] = {
     graph.__name__: graph

@@ -237,7 +237,7 @@ ROWS: tuple[Row, ...] = (
         values=(2.0, 5.0, 10.0, 20.0),
     ),
     Row(key="plain-group", task=GROUP, title="No guidance, empty prompt", sampler=FROM_NOTHING),
-    _group(key="classifier", rule=ClassifierGuidance, values=(0.1, 0.15, 0.2, 0.3)),
+    _group(key="classifier", rule=ClassifierGuidance, values=(0.1, 0.2, 0.3, 0.5)),
     _group(key="mean-shift", rule=ClassifierMeanShift, sampler=sample_ddpm),
     _group(
         key="post-step", rule=ClassifierPostStep, sampler=sample_ddpm, settings={"guidance_scale": 0.2},

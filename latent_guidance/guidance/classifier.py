@@ -59,16 +59,16 @@ class ClassifierGuidance(ClassifierRule):
             help="Strength of the push; 0 is off, more is clearer and less varied, below 0 steers away. Its unit is that of scaling.",
             help_zh="推动的强度：0 关闭，越大越明确但多样性越低，负值则远离目标。单位取决于强度换算。",
         ),
-    ] = 0.15
+    ] = 0.2
     scaling: Annotated[
         str,
         Choice(
             options=("relative", "raw", "entropy"),
             label_zh="强度换算",
             help="relative: guidance_scale is the fraction of x - denoised that is added, for every classifier (0.1 to 1); raw: "
-            "the papers' scale, 1 is Bayes' rule (on the emoji model 20); entropy: raw, raised where the classifier is already sure.",
+            "the papers' scale, 1 is Bayes' rule (on the emoji model 15); entropy: raw, raised where the classifier is already sure.",
             help_zh="relative：所加项占 x - denoised 长度的比例，对任何分类器都适用（0.1 到 1）；raw：论文中的强度，1 即贝叶斯公式"
-            "（emoji 模型上为 20）；entropy：在 raw 的基础上，分类器已有把握时提高强度。",
+            "（emoji 模型上为 15）；entropy：在 raw 的基础上，分类器已有把握时提高强度。",
         ),
     ] = "relative"
     form: Annotated[

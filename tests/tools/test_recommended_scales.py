@@ -38,24 +38,25 @@ def test_the_page_has_the_three_curves(curves: dict[str, float]) -> None:
 def test_nodes_and_tooltips(curves: dict[str, float]) -> None:
     raw, relative, free = curves["Classifier, raw"], curves["Classifier, relative"], curves["Classifier-free (CFG)"]
     recommended = json.loads((ROOT / "latent_guidance" / "guidance" / "recommended.json").read_text(encoding="utf-8"))
-    assert ClassifierGuidance.guidance_scale == recommended["LGClassifierGuidance"]["guidance_scale"] == raw
+    assert ClassifierGuidance.guidance_scale == recommended["LGClassifierGuidance"]["guidance_scale"] == relative
+    assert ClassifierGuidance.scaling == "relative"
     assert recommended["LGCFG"]["guidance_scale"] == free
     rows = {row.key: row for row in ROWS}
-    assert rows["cfg"].settings["guidance_scale"] == free and rows["classifier"].recommended == raw
+    assert rows["cfg"].settings["guidance_scale"] == free and rows["classifier"].recommended == relative
     page = (ROOT / "web" / "docs" / "LGClassifierGuidance" / "en.md").read_text(encoding="utf-8")
-    assert f"Recommended on the emoji model: {raw:g}." in page and f"on the emoji model {relative:g})" in page
+    assert f"Recommended on the emoji model: {relative:g}." in page and f"on the emoji model {raw:g})" in page
     page = (ROOT / "web" / "docs" / "LGClassifierGuidance" / "zh.md").read_text(encoding="utf-8")
-    assert f"emoji 模型上为 {relative:g}）" in page
+    assert f"emoji 模型上为 {raw:g}）" in page
 
 
 @pytest.mark.parametrize("tool", ["workflow_graphs"], indirect=True)
 def test_the_examples_of_classifier_guidance(curves: dict[str, float], tool: ModuleType) -> None:
-    assert curves["Classifier, raw"] == tool.SCALE == tool.SECOND_SCALE
+    assert curves["Classifier, relative"] == tool.SCALE == tool.SECOND_SCALE
     nodes = json.loads((ROOT / "workflows" / "classifier_guidance.json").read_text(encoding="utf-8"))["nodes"]
     scales = [value for node in nodes if node["type"] == "LGClassifierGuidance" for value in node["widgets_values"]]
-    assert curves["Classifier, raw"] in scales
+    assert curves["Classifier, relative"] in scales and "relative" in scales
 
 
 @pytest.mark.parametrize("tool", ["results_picture"], indirect=True)
 def test_the_readmes_picture(curves: dict[str, float], tool: ModuleType) -> None:
-    assert (curves["Classifier-free (CFG)"], curves["Classifier, raw"]) == (tool.CFG_SCALE, tool.CLASSIFIER_SCALE)
+    assert (curves["Classifier-free (CFG)"], curves["Classifier, relative"]) == (tool.CFG_SCALE, tool.CLASSIFIER_SCALE)
