@@ -164,9 +164,8 @@ def test_a_rule_inside_the_steps_is_measured_by_what_its_gradient_would_add_to_t
 ) -> None:
     x, same = 8 * latents(), {"classifier": classifier, "label": "dog", "guidance_scale": 3.0}
     rows = in_steps([ClassifierMeanShift(**same)], x)
-    of_guider = reported(
-        [ClassifierGuidance(scaling="raw", **same)], x=x, sigma=8.0
-    )  # the same gradient at the same x, in a guider
+    # the same gradient at the same x, in a guider
+    of_guider = reported([ClassifierGuidance(scaling="raw", **same)], x=x, sigma=8.0)
     assert rows[0]["contributions"][SHIFT] == pytest.approx(of_guider["contributions"]["Classifier Guidance"], rel=1e-5)
     assert rows[0]["notes"][SHIFT] == of_guider["notes"]["Classifier Guidance"]
     assert [row["sigma"][0] for row in rows] == SIGMAS[:-1].tolist() and [row["step"] for row in rows] == [

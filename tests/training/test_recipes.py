@@ -373,7 +373,7 @@ def test_crops_larger_than_the_pictures_and_empty_batches_are_refused(pictures: 
         (ClassifierRecipe, {"first": 1.5}), (ClassifierRecipe, {"settling": -0.5}), (ClassifierRecipe, {"settling": 2}),
         (CLIPRecipe, {"batch": 0}), (CLIPRecipe, {"crop": 0}),
         (UNetRecipe, {"batch": 0}), (UNetRecipe, {"time_power": 0.0}), (UNetRecipe, {"text_width": 100}),
-        (UNetRecipe, {"text_layers": 0}),
+        (UNetRecipe, {"text_layers": 0}), (UNetRecipe, {"sharpness": math.inf}), (UNetRecipe, {"sharp_below": math.nan}),
     ],
 )  # fmt: skip
 def test_recipes_refuse_what_is_out_of_range(kind: Callable[..., Any], wrong: dict[str, Any]) -> None:
