@@ -8,8 +8,8 @@ gradient. It is the gradient of the log-*probability* that is added, not of the 
 Space: the score; the two forms agree to rounding and both work with every sampler.
 
 Scaling of w: *raw* is the papers'. *relative* holds the length of the added term at w times the length of x - D, for each
-sample by itself, so that one setting serves every classifier and resolution (w = 0.1 adds a tenth); it is the default. *entropy* multiplies w by
-log K / H(p(. | x)), which raises it where the classifier is sure and its gradient vanishes (arXiv 2206.11474).
+sample by itself, so that one setting serves every classifier and resolution (w = 0.1 adds a tenth); it is the default. *entropy*
+multiplies w by log K / H(p(. | x)), which raises it where the classifier is sure and its gradient vanishes (arXiv 2206.11474).
 """
 
 from __future__ import annotations
