@@ -1,0 +1,130 @@
+"""What the training commands are given reaches the networks' recipes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from latent_guidance.errors import UserError
+from latent_guidance.models.checkpoint import load_classifier, load_vae
+from latent_guidance.models.classifier import ClassifierConfig
+from latent_guidance.models.tiny import make_tiny_checkpoint
+from latent_guidance.training import recipes
+from latent_guidance.training.classifier import (
+    ClassifierRecipe,
+)
+from latent_guidance.training.latents import encode_folder
+from latent_guidance.training.loop import LoopSettings
+from latent_guidance.training.unet import UNetRecipe
+
+
+def test_what_the_unet_command_is_given_reaches_its_recipe(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[LoopSettings, UNetRecipe, dict[str, Path]]] = []
+
+    def stop(*_: Any, settings: LoopSettings, recipe: UNetRecipe, **folders: Path) -> None:
+        seen.append((settings, recipe, folders))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "train_unet_network", stop)
+    tiny = make_tiny_checkpoint(tmp_path / "tiny")
+    shutil.copytree(pictures, tmp_path / "data" / "128")
+    options = {
+        "batch": 3,
+        "time_power": 0.7,
+        "drop": 0.5,
+        "steps": 7,
+        "decay": 0.5,
+        "muon": False,
+        "seed": 4,
+        "sharpness": 3.0,
+        "sharp_below": -1.0,
+    }
+    stages = {"start_from": tmp_path / "strong", "away_from": tmp_path / "weak"}
+    with pytest.raises(KeyboardInterrupt):
+        recipes.train_unet(tiny, tmp_path / "runs", pictures=tmp_path / "data", **options, **stages)
+    [(settings, recipe, folders)] = seen
+    assert folders == stages
+    for name, value in options.items():
+        assert getattr(recipe if hasattr(recipe, name) else settings, name) == value
+
+
+def test_what_the_decoder_command_is_given_reaches_its_training(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def stop(*_: Any, settings: LoopSettings, **options: Any) -> None:
+        seen.update(options, muon=settings.muon, compile=settings.compile, learning_rate=settings.learning_rate)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "settle_decoder_network", stop)
+    tiny = make_tiny_checkpoint(tmp_path / "tiny")
+    shutil.copytree(pictures, tmp_path / "data" / "128")
+    given = {"batch": 3, "jitter": 0.7, "muon": False, "compile": True, "learning_rate": 3e-3}
+    with pytest.raises(KeyboardInterrupt):
+        recipes.settle_decoder(tiny, tmp_path / "runs", pictures=tmp_path / "data", **given)
+    assert seen == given
+
+
+def test_what_the_classifier_command_is_given_reaches_its_training(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[ClassifierConfig, LoopSettings, ClassifierRecipe]] = []
+
+    def stop(*_: Any, config: ClassifierConfig, settings: LoopSettings, recipe: ClassifierRecipe) -> None:
+        seen.append((config, settings, recipe))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "train_classifier_network", stop)
+    tiny = make_tiny_checkpoint(tmp_path / "tiny")
+    for size in ("128", "160"):
+        shutil.copytree(pictures, tmp_path / "data" / size)
+    options = {
+        "batch": 5, "first": 0.75, "settling": 0.5, "steps": 7, "muon": True, "compile": True, "weight_decay": 0.03,
+        "learning_rate": 4e-3, "seed": 4,
+    }  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        recipes.train_classifier(tiny, tmp_path / "runs", pictures=tmp_path / "data", width=192, **options)
+    [(config, settings, recipe)] = seen
+    assert config.channels == (64, 192)
+    for name, value in options.items():
+        assert getattr(recipe if hasattr(recipe, name) else settings, name) == value
+
+
+def test_a_classifier_of_shifted_latents_says_so(pictures: Path, tmp_path: Path) -> None:
+    """Those of SD3 and Flux: (z - shift) * scale is what it learns from, and what its config says."""
+    plain = make_tiny_checkpoint(tmp_path / "plain")
+    shifted = tmp_path / "shifted"
+    shutil.copytree(plain / "vae", shifted / "vae")  # nothing but the VAE
+    config = shifted / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "shift_factor": 0.25}))
+    with pytest.raises(UserError, match=r"shift_factor 0\.25"):
+        load_vae(shifted)
+    vae = load_vae(shifted, shifted=True)
+    ours = encode_folder(vae, pictures, progress=False)
+    theirs = encode_folder(load_vae(plain), pictures, progress=False)
+    torch.testing.assert_close(ours.mean, theirs.mean - 0.25 * vae.scaling_factor)
+    assert torch.equal(ours.std, theirs.std)
+    for size in (128, 160):
+        for path in shutil.copytree(pictures, tmp_path / "data" / str(size)).rglob("*.png"):
+            Image.open(path).resize((size, size)).save(path)
+    recipes.train_classifier(shifted, tmp_path / "runs", pictures=tmp_path / "data", steps=1)
+    made = load_classifier(shifted).config
+    assert made.shift_factor == 0.25 and made.scaling_factor == pytest.approx(vae.scaling_factor)
+
+
+@pytest.mark.parametrize("shift", ["much", float("nan"), True])
+def test_a_shift_that_is_no_number_is_refused(tmp_path: Path, shift: object) -> None:
+    folder = make_tiny_checkpoint(tmp_path / "tiny")
+    config = folder / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "shift_factor": shift}))
+    with pytest.raises(UserError, match="shift_factor"):
+        load_vae(folder, shifted=True)
