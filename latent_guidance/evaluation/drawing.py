@@ -13,6 +13,7 @@ NAMED = 0.8
 """Share of names that classifier-free guidance is held to."""
 TITLES = {"raw": "Classifier, raw", "relative": "Classifier, relative", "cfg": "Classifier-free (CFG)"}
 ROWS = {"share": "share as asked", "diversity": "diversity", "distance": "distance to training set"}
+NOTES = {"share": "wanted", "diversity": "real pictures of a group", "distance": "real picture to nearest other"}
 NEUTRAL = {"raw": 0.0, "relative": 0.0, "cfg": 1.0}
 
 
@@ -67,20 +68,14 @@ def draw_curves(curves: dict[str, Any], wanted: float, path: Path) -> None:
                 axis.axvline(choice["scale"], color=TRACK, linewidth=7, zorder=0.5)
                 line = {"share": wanted if kind != "cfg" else NAMED, "diversity": real["diversity"] if kind != "cfg" else None,
                         "distance": real["nearest_other"]}[name]  # fmt: skip
+                values = [point[name] for point in points]
                 if line is not None:
                     axis.axhline(line, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-                    note = {
-                        "share": "0.9 × judge on real" if kind != "cfg" else "wanted",
-                        "diversity": "real pictures of a group",
-                        "distance": "real picture to nearest other",
-                    }
-                    left = name == "share"
+                    note = "0.9 × judge on real" if name == "share" and kind != "cfg" else NOTES[name]
                     axis.annotate(
-                        note[name], (0 if left else 1, line), xycoords=("axes fraction", "data"), fontsize=7.5,
-                        xytext=(4 if left else -2, 3), textcoords="offset points", ha="left" if left else "right",
-                        va="bottom", color=MUTED,
+                        f"dashed: {note}", (1, 0), xycoords="axes fraction", xytext=(-2, 34 if row == 0 else 6),
+                        textcoords="offset points", fontsize=8.5, ha="right", va="bottom", color=MUTED,
                     )  # fmt: skip
-                values = [point[name] for point in points]
                 axis.plot(scales, values, color=ACCENT, linewidth=1.8, marker="o", markersize=4, markeredgecolor=PAPER)
                 axis.plot(choice["scale"], choice[name], "o", color=ACCENT, markersize=8, markeredgecolor=PAPER)
                 axis.set_xlim(min(scales) - 0.03 * (max(scales) - min(scales)), max(scales) * 1.03)

@@ -161,8 +161,8 @@ of a real picture to its nearest other {real["nearest_other"]:.3f}. All distance
 squares over pixels at 64 x 64, values from 0 to 1. The same seeds at every scale; the first scale is the neutral one.
 
 Recommended: the smallest scale that guides and whose share, less its standard error, reaches {wanted:.3f} (0.9 of the judge's accuracy on
-real pictures), or {NAMED:g} of the names. Where the neutral scale reaches it too, the model knows its names without guidance; other words
-want more of it.
+real pictures), or {NAMED:g} of the names; where none does, the one with the largest share. Where the neutral scale reaches it too, the
+model knows its names without guidance; other words want more of it.
 
 {table(("guidance", "recommended scale", "share", "diversity", "distance"), recommended)}
 

@@ -66,9 +66,9 @@ class ClassifierGuidance(ClassifierRule):
             options=("relative", "raw", "entropy"),
             label_zh="强度换算",
             help="relative: guidance_scale is the fraction of x - denoised that is added, for every classifier (0.1 to 1); raw: "
-            "the papers' scale, 1 is Bayes' rule (on the emoji model 15); entropy: raw, raised where the classifier is already sure.",
+            "the papers' scale, 1 is Bayes' rule (on the emoji model 30); entropy: raw, raised where the classifier is already sure.",
             help_zh="relative：所加项占 x - denoised 长度的比例，对任何分类器都适用（0.1 到 1）；raw：论文中的强度，1 即贝叶斯公式"
-            "（emoji 模型上为 15）；entropy：在 raw 的基础上，分类器已有把握时提高强度。",
+            "（emoji 模型上为 30）；entropy：在 raw 的基础上，分类器已有把握时提高强度。",
         ),
     ] = "relative"
     form: Annotated[
