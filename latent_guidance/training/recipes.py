@@ -13,6 +13,7 @@ Each takes folders and a few numbers, resumes its own run, and writes its part o
 RUNS keeps what is needed to go on: the states of the runs and the encoded pictures. With a limit of ``minutes`` the
 learning rate falls to nothing at that time; such a run depends on the machine's speed and is not repeatable bit for bit.
 ``device`` is "cpu" or "cuda".
+The settings of the loop and of the recipe are checked before the pictures are read.
 """
 
 from __future__ import annotations
@@ -72,9 +73,10 @@ def train_vae(
     """
     from ..models.checkpoint import load_vae, save_vae
 
-    folders = [_pictures(pictures) / size for size in ("128", "160")]
     settings = LoopSettings(steps=steps, learning_rate=learning_rate, minutes=minutes, seed=seed, device=device)
-    vae = train_vae_network(folders, runs / "vae", settings=settings, recipe=VAERecipe(batch=batch, crop=crop))
+    recipe = VAERecipe(batch=batch, crop=crop)
+    folders = [_pictures(pictures) / size for size in ("128", "160")]
+    vae = train_vae_network(folders, runs / "vae", settings=settings, recipe=recipe)
     save_vae(vae, checkpoint, latent_space=latent_space)
     return float(reconstruction_psnr(load_vae(checkpoint, device=device), load_image_folder(folders[0])).mean())
 
@@ -101,13 +103,13 @@ def settle_decoder(
     """
     from ..models.checkpoint import latent_space_of, load_vae, save_vae
 
+    settings = LoopSettings(
+        steps=steps, learning_rate=learning_rate, minutes=minutes, seed=seed, muon=muon, compile=compile, device=device
+    )
     folder = _pictures(pictures) / "128"
     vae = load_vae(checkpoint, device=device)
     cache = runs / "latents-128.safetensors"
     latents = encode_folder(vae, folder, cache)
-    settings = LoopSettings(
-        steps=steps, learning_rate=learning_rate, minutes=minutes, seed=seed, muon=muon, compile=compile, device=device
-    )
     settle_decoder_network(vae, latents, folder, runs / "decoder", settings=settings, batch=batch, jitter=jitter)
     save_vae(vae, checkpoint, latent_space=latent_space_of(checkpoint))
     return float(reconstruction_psnr(load_vae(checkpoint, device=device), load_image_folder(folder)).mean())
@@ -145,7 +147,7 @@ def train_classifier(
         Accuracy on held-out pictures at each log-SNR of ``REPORT_LEVELS``.
 
     Raises:
-        UserError: ``by`` is something else, or the pictures lack subgroups.
+        UserError: ``by`` is something else, a number out of its range, or the pictures lack subgroups.
     """
     from ..models.checkpoint import latent_space_of, load_vae, save_classifier
     from ..models.classifier import ClassifierConfig
@@ -153,6 +155,15 @@ def train_classifier(
 
     if by not in ("group", "subgroup"):
         raise UserError(f"by = {by!r}", expected='"group" or "subgroup"', mend="choose one of them")
+    channels = (ClassifierConfig.channels[0], width)
+    fits, expected = ClassifierConfig.checks["channels"]
+    if not fits(channels):
+        raise UserError(
+            f"width = {width}", expected=f"channels of the second level; both levels: {expected}", mend="correct width"
+        )
+    settings = LoopSettings(steps=steps, learning_rate=learning_rate, minutes=minutes, seed=seed, device=device)
+    settings = replace(settings, **{**ON_NOISY_LATENTS, "weight_decay": weight_decay}, muon=muon, compile=compile)
+    recipe = ClassifierRecipe(batch=batch, first=first, settling=settling)
     vae = load_vae(checkpoint, device=device, shifted=True)
     sets = _latent_sets(vae, _pictures(pictures), runs)
     if by == "subgroup":
@@ -165,11 +176,8 @@ def train_classifier(
         scaling_factor=vae.scaling_factor,
         shift_factor=vae.shift_factor,
         log_snr_range=LOG_SNR_RANGE,
-        channels=(ClassifierConfig.channels[0], width),
+        channels=channels,
     )
-    settings = LoopSettings(steps=steps, learning_rate=learning_rate, minutes=minutes, seed=seed, device=device)
-    settings = replace(settings, **{**ON_NOISY_LATENTS, "weight_decay": weight_decay}, muon=muon, compile=compile)
-    recipe = ClassifierRecipe(batch=batch, first=first, settling=settling)
     classifier = train_classifier_network(sets, runs / name, config=config, settings=settings, recipe=recipe)
     save_classifier(classifier, checkpoint, name=name)
     return accuracy_by_noise(classifier, sets[0], log_snrs=REPORT_LEVELS, chosen=held_out(len(sets[0])))
@@ -201,6 +209,10 @@ def train_clip(
     from ..models.noisy_clip import NoisyCLIPConfig
     from ..models.tiny import LOG_SNR_RANGE
 
+    settings = LoopSettings(steps=steps, learning_rate=learning_rate, minutes=minutes, seed=seed, device=device)
+    settings = replace(settings, **ON_NOISY_LATENTS)
+    recipe = CLIPRecipe(batch=batch)
+    start = None if start_from is None else load_noisy_clip(start_from)
     vae = load_vae(checkpoint, device=device)
     sets = _latent_sets(vae, _pictures(pictures), runs)
     encoder = load_text_encoder(checkpoint, device=device)
@@ -212,16 +224,14 @@ def train_clip(
         text_width=encoder.width,
         text_encoder=f"that of {latent_space_of(checkpoint)}",
     )
-    settings = LoopSettings(steps=steps, learning_rate=learning_rate, minutes=minutes, seed=seed, device=device)
-    settings = replace(settings, **ON_NOISY_LATENTS)
     clip = train_clip_network(
         sets,
         encoder,
         runs / "clip",
         config=config,
         settings=settings,
-        recipe=CLIPRecipe(batch=batch),
-        start_from=None if start_from is None else load_noisy_clip(start_from),
+        recipe=recipe,
+        start_from=start,
     )
     save_noisy_clip(clip, checkpoint)
     return retrieval_by_noise(clip, encoder, sets[0], log_snrs=REPORT_LEVELS, chosen=held_out(len(sets[0])))
@@ -260,8 +270,6 @@ def train_unet(
     from ..models.checkpoint import load_vae, save_index, save_scheduler, save_text_encoder, save_unet
     from ..models.tiny import SCHEDULER_CONFIG
 
-    vae = load_vae(checkpoint, device=device)
-    latents = encode_folder(vae, _pictures(pictures) / "128", runs / "latents-128.safetensors")
     settings = LoopSettings(
         steps=steps,
         learning_rate=learning_rate,
@@ -274,6 +282,8 @@ def train_unet(
         device=device,
     )
     recipe = UNetRecipe(batch=batch, time_power=time_power, sharpness=sharpness, sharp_below=sharp_below).dropping(drop)
+    vae = load_vae(checkpoint, device=device)
+    latents = encode_folder(vae, _pictures(pictures) / "128", runs / "latents-128.safetensors")
     if export_only:
         unet, encoder = averaged_unet(latents, runs / "unet", settings=settings, recipe=recipe)
     else:

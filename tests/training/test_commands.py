@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,31 @@ def test_a_shift_that_is_no_number_is_refused(tmp_path: Path, shift: object) -> 
     config.write_text(json.dumps({**json.loads(config.read_text()), "shift_factor": shift}))
     with pytest.raises(UserError, match="shift_factor"):
         load_vae(folder, shifted=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong", "words"),
+    [
+        (recipes.train_vae, {"crop": 0}, "crop = 0"),
+        (recipes.settle_decoder, {"steps": 0}, "steps = 0"),
+        (recipes.train_classifier, {"width": 100}, "width = 100.*multiples of 32"),
+        (recipes.train_classifier, {"settling": 2.0}, r"settling = 2\.0"),
+        (recipes.train_clip, {"batch": 0}, "batch = 0"),
+        (recipes.train_clip, {"start_from": Path("nowhere")}, "nowhere"),
+        (recipes.train_unet, {"sharpness": 0.5}, r"sharpness = 0\.5"),
+        (recipes.train_unet, {"decay": 0.0}, r"decay = 0\.0"),
+    ],
+)
+def test_settings_are_checked_before_pictures_are_read(
+    command: Callable[..., Any], wrong: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("pictures were read")
+
+    for name in ("encode_folder", "load_image_folder", "make_emoji_folder", "train_vae_network"):
+        monkeypatch.setattr(recipes, name, read)
+    tiny = make_tiny_checkpoint(tmp_path / "tiny")
+    with pytest.raises(UserError, match=words):
+        command(tiny, tmp_path / "runs", **wrong)
+    with pytest.raises(AssertionError, match="pictures were read"):
+        command(tiny, tmp_path / "runs")
