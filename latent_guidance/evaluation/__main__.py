@@ -51,6 +51,9 @@ def main() -> None:
     except UserError as error:
         typer.echo(str(error), err=True)
         sys.exit(2)
+    except OSError as error:  # a folder that is a file, that may not be written, a full disk
+        typer.echo(f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}", err=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import concat_conds
+from ..devices import check_device
 from ..errors import UserError
 from ..guidance import CFG, ClassifierGuidance, Guider, Rule
 from ..models.checkpoint import load_checkpoint
@@ -60,6 +61,20 @@ class Plan:
     page: int = 100
     page_seeds: int = 3
 
+    def __post_init__(self) -> None:
+        least = {
+            "steps": 1,
+            "judge_steps": 1,
+            "judge_batch": 1,
+            "judge_size": 32,
+            "curve_per_group": 2,
+            "curve_names": 1,
+            "curve_seeds": 2,
+        }
+        for name, limit in least.items():
+            if getattr(self, name) < limit:
+                raise UserError(f"{name} = {getattr(self, name)}", expected=f"at least {limit}", mend=f"correct {name}")
+
 
 TINY = Plan(
     steps=3,
@@ -101,10 +116,7 @@ class Bench:
     def __init__(
         self, model: Path, pictures: Path, out: Path, *, plan: Plan, device: str, batch: int, say: Say
     ) -> None:
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(
-                f"device {device!r}, and this PyTorch sees no GPU", expected="a device that is there", mend="use cpu"
-            )
+        check_device(device)
         if batch < 1:
             raise UserError(f"a batch of {batch}", expected="at least 1", mend="give a larger batch")
         self.plan, self.out, self.pictures, self.batch, self.say = plan, out, pictures, batch, say

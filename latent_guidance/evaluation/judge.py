@@ -1,9 +1,9 @@
 """The judge: a classifier of clean pictures that says which group a sample belongs to.
 
-It looks at pixels and shares neither weights nor features nor training crops with the noisy-latent classifier that steers, so that
-a picture which only pleases the guide does not please it too. Two are trained: one without a tenth of the pictures, to state how
-well it does on pictures it has not seen, and one on all pictures, which judges. (Emoji come in series, so that a picture held out
-often has near relatives among those seen.)
+It looks at pixels and shares neither weights nor features with the noisy-latent classifier that steers, so that a picture which
+only pleases the guide does not please it too. (Both learned from the same pictures: there are no others.) Two are trained: one
+without a tenth of the pictures, to state how well it does on pictures it has not seen, and one on all pictures, which judges. Emoji
+come in series, so that a picture held out often has near relatives among those seen.
 """
 
 from __future__ import annotations
@@ -139,7 +139,11 @@ def train_judge(
             optimizer.step()
             schedule.step()
     if not math.isfinite(float(loss.detach())):
-        raise UserError("the judge's loss turned NaN", expected="a finite loss", mend="try another seed")
+        raise UserError(
+            "the judge's loss turned NaN",
+            expected="a finite loss",
+            mend="train it in another size or on larger batches (--judge-size, --judge-batch)",
+        )
     return judge.eval().requires_grad_(False)
 
 

@@ -47,12 +47,19 @@ def read_part(out: Path, name: str) -> dict[str, Any]:
             expected="a measured part",
             mend=f"run `python -m latent_guidance.evaluation {name} {out}` first",
         )
+    if found := _read(path):
+        return found
+    raise UserError(f"{path} is not readable", expected="a measured part, JSON", mend="delete it and measure again")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The part that a file holds; nothing if it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not readable JSON ({error})", expected="a measured part", mend="delete it and measure again"
-        ) from error
+        found = json.loads(path.read_text(encoding="utf-8", errors="replace"))
+    except (ValueError, RecursionError):
+        return {}
+    whole = isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in ("settings", "result"))
+    return found if whole else {}
 
 
 def measured(
@@ -77,10 +84,7 @@ def measured(
     plain = json.loads(json.dumps(dict(settings)))
     path = out / f"{name}.json"
     if path.is_file():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            found = {}
+        found = _read(path)
         if found.get("settings") == plain and whole(found["result"]):
             say(f"{name}: already measured, {path} is kept")
             return found["result"]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .drawing import NAMED, TITLES, choices, draw_curves
 from .parts import read_part
 from .steering import WANTED
@@ -18,11 +19,19 @@ def write_report(out: Path, docs: Path) -> list[Path]:
     """Write ``docs``/emoji_curves.png, ``docs``/emoji_captions.jpg and ``docs``/EMOJI.md from the parts in ``out``; returns their paths.
 
     Raises:
-        UserError: A part was not measured.
+        UserError: A part was not measured, or with another model, other pictures or another seed than the curves.
     """
     parts = {name: read_part(out, name) for name in ("judge", "classes", "prompts", "captions", "curves")}
     results = {name: part["result"] for name, part in parts.items()}
     settings = parts["curves"]["settings"]
+    for name, part in parts.items():
+        for what in ("model", "pictures", "seed"):
+            if what in part["settings"] and part["settings"][what] != settings.get(what):
+                raise UserError(
+                    f"{out / name}.json was measured with {what} {part['settings'][what]}, curves.json with {settings.get(what)}",
+                    expected="parts of one and the same model, pictures and seeds",
+                    mend=f"measure {name} again",
+                )
     draw_curves(results["curves"], results["classes"]["wanted"], docs / PICTURE)
     sections = [
         _head(settings),

@@ -203,11 +203,12 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, path: Path
         what: What the module is, such as "UNet"; named in the error.
 
     Raises:
-        UserError: From :func:`check_weights`, or a weight is NaN or infinite.
+        UserError: From :func:`check_weights`, or a weight is NaN or infinite, or becomes so in the module's type.
     """
     check_weights(module, tensors, path=path, what=what)
+    own = module.state_dict()
     for name, value in tensors.items():
-        if not _finite(value):
+        if not _finite(value.to(own[name].dtype)):
             raise UserError(
                 f"{path} holds NaN or infinity in {name!r}, a weight of this {what}",
                 expected="finite weights",
@@ -233,7 +234,11 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dtype, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors (floating-point ones as ``dtype``) under a temporary name, then rename the file."""
+    """Write tensors (floating-point ones as ``dtype``) under a temporary name, then rename the file.
+
+    Raises:
+        UserError: A finite number is too large for ``dtype``; nothing is written.
+    """
     from safetensors.torch import save
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -242,6 +247,13 @@ def write_safetensors(
         name: (value.detach().cpu().to(dtype) if value.is_floating_point() else value.cpu()).contiguous()
         for name, value in tensors.items()
     }
+    for name, value in converted.items():
+        if not _finite(value) and _finite(tensors[name]):
+            raise UserError(
+                f"{name} has a number that {dtype} cannot hold, {float(tensors[name].detach().abs().max()):.4g}",
+                expected=f"numbers up to {torch.finfo(dtype).max:.4g}",
+                mend=f"train with a lower learning rate; {path} was not written",
+            )
     partial.write_bytes(save(converted, {"format": "pt", **(metadata or {})}))
     os.replace(partial, path)
 

@@ -79,7 +79,11 @@ def _command(recipe: Callable[..., Any], name: str, text: str) -> Callable[..., 
     import typer
 
     def command(*args: Any, **kwargs: Any) -> None:
-        result = recipe(*args, **kwargs)
+        try:
+            result = recipe(*args, **kwargs)
+        except KeyboardInterrupt as stopped:
+            typer.echo(f"\n{stopped or 'stopped'}", err=True)
+            raise typer.Exit(130) from None
         if isinstance(result, dict):
             for level, found in result.items():
                 shares = found if isinstance(found, dict) else {"accuracy": found}
@@ -107,6 +111,9 @@ def main() -> None:
         app()
     except UserError as error:
         typer.echo(str(error), err=True)
+        sys.exit(2)
+    except OSError as error:  # a folder that is a file, that may not be written, a full disk
+        typer.echo(f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}", err=True)
         sys.exit(2)
 
 

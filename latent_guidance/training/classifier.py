@@ -8,7 +8,7 @@ often. One picture in ten is held out, chosen by its number alone, and never see
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,7 +124,8 @@ def train_classifier(
     low, high = config.log_snr_range
     torch.manual_seed(settings.seed)
     network = new_classifier(config).train()
-    run = TrainingRun(network, run_folder, settings, data="; ".join(latents.mark for latents in sets if latents.mark))
+    mark = "; ".join(latents.mark for latents in sets if latents.mark)
+    run = TrainingRun(network, run_folder, settings, data=mark, recipe=asdict(recipe))
     forward = run.compiled(network)
 
     def loss_of(step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -140,7 +141,9 @@ def train_classifier(
             logits = forward(x, log_snr.to(settings.device))
         loss = functional.cross_entropy(logits.float(), labels.to(settings.device))
         right = (logits.detach().argmax(1).cpu() == labels).float()
-        return loss, {"accuracy": float(right.mean()), "accuracy_clear": float(right[log_snr > 1].mean())}
+        clear = right[log_snr > 1]
+        numbers = {"accuracy": float(right.mean())}
+        return loss, numbers | ({"accuracy_clear": float(clear.mean())} if len(clear) else {})
 
     run.train(loss_of, progress=progress)
     run.finished()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,7 +173,7 @@ def train_clip(
     if start_from is not None:
         _start(network, start_from)
     marks = [*(latents.mark for latents in sets if latents.mark), weights_mark(encoder.network)]
-    run = TrainingRun(network.train(), run_folder, settings, data="; ".join(marks))
+    run = TrainingRun(network.train(), run_folder, settings, data="; ".join(marks), recipe=asdict(recipe))
     network.text_start.copy_(captions.start)
     device, shares = settings.device, recipe.shares()
 
@@ -195,8 +195,9 @@ def train_clip(
         loss = contrastive_loss(image, text, scale, fits)
         picked = (image.detach() @ text.detach().T).argmax(1)
         right = fits[torch.arange(recipe.batch, device=device), picked].float().cpu()
-        numbers = {"right": float(right.mean()), "right_clear": float(right[log_snr > 1].mean())}
-        return loss, {**numbers, "scale": float(scale.detach())}
+        clear = right[log_snr > 1]
+        numbers = {"right": float(right.mean()), "scale": float(scale.detach())}
+        return loss, numbers | ({"right_clear": float(clear.mean())} if len(clear) else {})
 
     run.train(loss_of, progress=progress)
     run.finished()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,14 @@ class ImageFolder:
 
     @property
     def mark(self) -> str:
-        """What tells these pictures from others: their number and size, and a sum over some of them."""
-        return f"{tuple(self.images.shape)} {int(self.images[:: max(1, len(self) // 64)].long().sum())}"
+        """What tells these pictures, in this order, from others: their shape, and of their SHA-256 twelve hexadecimal digits."""
+        return f"{tuple(self.images.shape)} {hashlib.sha256(self.images.contiguous().numpy().data).hexdigest()[:12]}"
+
+    @property
+    def words_mark(self) -> str:
+        """Likewise of captions, classes and other words."""
+        words = (self.texts, self.classes.tolist(), self.labels, self.subgroups, self.keywords, self.other_texts)
+        return hashlib.sha256(json.dumps(words).encode()).hexdigest()[:12]
 
 
 def load_image_folder(folder: Path) -> ImageFolder:
@@ -71,10 +78,16 @@ def load_image_folder(folder: Path) -> ImageFolder:
         if line.strip()
     ]
     missing = [line["file_name"] for line in lines if not (folder / line["file_name"]).is_file()]
-    if missing or not lines:
+    if not lines:
         raise UserError(
-            f"{folder} is incomplete: {len(missing)} of {len(lines)} pictures named in metadata.jsonl are missing"
-            f"{f', the first is {missing[0]!r}' if missing else ''}",
+            f"{metadata} names no pictures",
+            expected="a line for each picture",
+            mend="make the folder again",
+        )
+    if missing:
+        raise UserError(
+            f"{folder} is incomplete: {len(missing)} of {len(lines)} pictures named in metadata.jsonl are missing, "
+            f"the first is {missing[0]!r}",
             expected="every picture that metadata.jsonl names",
             mend="make the folder again",
         )
@@ -87,11 +100,12 @@ def load_image_folder(folder: Path) -> ImageFolder:
             OSError,
             SyntaxError,
             ValueError,
-        ) as error:  # as Pillow names files cut short, of another kind, or damaged
+            Image.DecompressionBombError,
+        ) as error:  # cut short, damaged, too large
             raise UserError(
                 f"{folder / line['file_name']} cannot be read as a picture: {error}",
                 expected="a whole picture file",
-                mend="put the picture back, or make the folder again",
+                mend="put the picture back, or delete it and make the folder again",
             ) from error
     shapes = {p.shape for p in pictures}
     if len(shapes) > 1:
@@ -116,17 +130,24 @@ def _entry(metadata: Path, number: int, line: str) -> dict[str, Any]:
     """One line of ``metadata``, whose file lies inside its folder."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         entry = None
     if isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("file_name", "text")):
         place = Path(entry["file_name"])
-        if not place.is_absolute() and ".." not in place.parts:
+        inside = not place.is_absolute() and ".." not in place.parts and max(map(len, place.parts), default=999) < 256
+        words = all(_are_texts(entry.get(key, [])) for key in ("keywords", "other_texts"))
+        if inside and words and isinstance(entry.get("subgroup", ""), str):
             return entry
     raise UserError(
         f"line {number} of {metadata} is {line[:80]!r}",
-        expected='an object with the texts "file_name" (inside the folder) and "text"',
+        expected='an object with the texts "file_name" (inside the folder) and "text"; "subgroup", if there is one, a text, and '
+        '"keywords" and "other_texts" lists of texts',
         mend="write the line again, or make the folder again",
     )
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def to_signed(images: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def read_names(path: Path = NAMES_FILE) -> list[Emoji]:
     """Read the fully-qualified emoji without skin tones, in the file's order.
 
     Raises:
-        UserError: The file is missing, or is not the emoji-test.txt of Unicode emoji 15.0.
+        UserError: The file is missing, cut short, or is not the emoji-test.txt of Unicode emoji 15.0.
     """
     if not path.is_file():
         raise UserError(
@@ -90,7 +90,7 @@ def read_names(path: Path = NAMES_FILE) -> list[Emoji]:
             expected="emoji-test.txt of Debian's package unicode-data",
             mend="run `apt-get install unicode-data`, or give the path of an emoji-test.txt",
         )
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     version = re.search(r"^# Version: (\S+)", text, re.MULTILINE)
     if version is None or version[1] != EMOJI_VERSION:
         raise UserError(
@@ -109,6 +109,12 @@ def read_names(path: Path = NAMES_FILE) -> list[Emoji]:
             characters = "".join(chr(int(code, 16)) for code in match[1].split())
             if not _SKIN_TONES.intersection(map(ord, characters)):
                 found.append(Emoji(characters, match[2].strip(), group, subgroup))
+    if not text.rstrip().endswith("#EOF"):
+        raise UserError(
+            f"{path} is cut short after {len(found)} emoji: its last line is not #EOF",
+            expected="the whole emoji-test.txt",
+            mend="install Debian 12's unicode-data (15.0.0) again",
+        )
     return found
 
 
@@ -197,12 +203,12 @@ def make_emoji_folder(
 ) -> Path:
     """Draw all emoji into ``folder`` (default :func:`default_data_folder`) and return it.
 
-    A size that is complete is left alone; an incomplete one is drawn again. Each size is drawn under a temporary
-    name and renamed when whole.
+    A size that is complete is left alone; an incomplete one is drawn again, and nothing else is deleted for it. Each size is drawn
+    under a temporary name and renamed when whole.
 
     Raises:
-        UserError: A package is missing or of another version (see :func:`read_names`, :func:`open_font`,
-            :func:`.annotations.read_annotations`).
+        UserError: ``folder`` holds other files where the pictures go, or a package is missing or of another version (see
+            :func:`read_names`, :func:`open_font`, :func:`.annotations.read_annotations`).
     """
     from tqdm import tqdm
 
@@ -212,8 +218,9 @@ def make_emoji_folder(
     lines = metadata_lines(emojis, annotations_folder)
     for size in sizes:
         target = folder / str(size)
-        if not missing_files(target, emojis) and (target / "metadata.jsonl").read_text(encoding="utf-8") == lines:
+        if not missing_files(target, emojis) and (target / "metadata.jsonl").read_bytes() == lines.encode():
             continue
+        _refuse_others(target, emojis)
         partial = folder / f".{size}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         for group in LABELS:
@@ -224,6 +231,19 @@ def make_emoji_folder(
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
     return folder
+
+
+def _refuse_others(target: Path, emojis: Sequence[Emoji]) -> None:
+    """Refuse to draw where somebody's own files are."""
+    ours = {"metadata.jsonl", *(emoji.file_name for emoji in emojis)}
+    found = (path for path in target.rglob("*") if not path.is_dir())
+    others = sorted(name for path in found if (name := path.relative_to(target).as_posix()) not in ours)
+    if others:
+        raise UserError(
+            f"{target} holds {len(others)} files that are no emoji of ours, such as {others[0]!r}",
+            expected="an empty or a new folder, or one that this command made",
+            mend="give another folder, or move these files away",
+        )
 
 
 def metadata_lines(emojis: Sequence[Emoji], annotations_folder: Path = ANNOTATIONS_FOLDER) -> str:

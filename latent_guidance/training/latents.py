@@ -56,14 +56,15 @@ class LatentSet:
         Raises:
             UserError: A picture has no subgroup.
         """
-        if not all(self.subgroups):
+        if not self.subgroups or not all(self.subgroups):
             raise UserError(
                 "The pictures have no subgroups",
                 expected="an entry 'subgroup' in every line of metadata.jsonl",
                 mend="classify by folder, or write the subgroups into metadata.jsonl",
             )
         labels = tuple(dict.fromkeys(self.subgroups))
-        return replace(self, classes=torch.tensor([labels.index(name) for name in self.subgroups]), labels=labels)
+        classes = torch.tensor([labels.index(name) for name in self.subgroups])
+        return replace(self, classes=classes, labels=labels, mark=f"{self.mark} by subgroup" if self.mark else "")
 
 
 @torch.no_grad()
@@ -81,7 +82,7 @@ def encode_folder(
         progress: Show a bar.
 
     Raises:
-        UserError: The pictures are missing, or ``cache`` belongs to another VAE or other pictures.
+        UserError: The pictures are missing, or ``cache`` is damaged or belongs to another VAE or other pictures.
     """
     from tqdm import tqdm
 
@@ -106,6 +107,13 @@ def encode_folder(
         tensors = {"mean": torch.cat([m for m, _ in parts]), "std": torch.cat([s for _, s in parts])}
         if cache is not None:
             write_safetensors(cache, tensors, dtype=torch.float32, metadata={"fingerprint": mark})
+    for name in ("mean", "std"):
+        if name not in tensors or len(tensors[name]) != len(data) or not bool(torch.isfinite(tensors[name]).all()):
+            raise UserError(
+                f"{cache} does not hold whole latents: {name} of {len(data)} pictures is missing, of another number or not finite",
+                expected=f"latents of {pictures} under this VAE",
+                mend="delete the file; it is made again",
+            )
     factor = vae.scaling_factor
     return LatentSet(
         mean=(tensors["mean"] - vae.shift_factor) * factor,
@@ -116,7 +124,7 @@ def encode_folder(
         subgroups=data.subgroups,
         keywords=data.keywords,
         other_texts=data.other_texts,
-        mark=mark,
+        mark=f"{mark} {data.words_mark}",
     )
 
 

@@ -13,20 +13,24 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..devices import check_device
+from ..errors import UserError, shown
 from .optimizers import TrainingOptimizer
 
 StepLoss = Callable[[int, torch.Generator], tuple[Tensor, Mapping[str, float]]]
 """(step, generator of that step) -> (scalar loss, named numbers for the log)."""
 
 STATE_FILE = "state.safetensors"
+LARGEST = 1e6
+"""Of learning rate and weight decay: more leaves what 32 bits hold at once."""
 
 
 def check_settings(settings: object, **fields: tuple[bool, str]) -> None:
@@ -88,16 +92,26 @@ class LoopSettings:
         check_settings(
             self,
             steps=(self.steps >= 1, "at least 1"),
-            learning_rate=(0 < self.learning_rate < math.inf, "above 0 and finite"),
+            learning_rate=(0 < self.learning_rate <= LARGEST, f"above 0, at most {LARGEST:g}"),
             warmup=(self.warmup >= 0, "at least 0"),
             decay=(0 < self.decay <= 1, "above 0 and at most 1"),
-            weight_decay=(0 <= self.weight_decay < math.inf, "at least 0 and finite"),
+            weight_decay=(0 <= self.weight_decay <= LARGEST, f"from 0 to {LARGEST:g}"),
             clip=(self.clip > 0, "above 0"),
             ema_decay=(0 <= self.ema_decay < 1, "at least 0 and below 1"),
             minutes=(self.minutes is None or self.minutes > 0, "above 0, or none"),
             save_minutes=(self.save_minutes >= 0, "at least 0"),
             log_every=(self.log_every >= 1, "at least 1"),
+            seed=(0 <= self.seed < 2**62, "a whole number from 0 to 2**62"),
         )
+        check_device(self.device)
+
+
+def _finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(value).all())
+
+
+FIXED = ("seed", "muon", "weight_decay", "clip", "ema_decay", "bf16")
+"""Settings of the loop that a run keeps to its end; the others may be changed when it goes on."""
 
 
 class TrainingRun:
@@ -109,12 +123,21 @@ class TrainingRun:
         settings: See :class:`LoopSettings`.
         data: A mark of what it is trained on. A state that was trained on other data is refused; one without a mark is taken, as is
             any if this is empty.
+        recipe: How it is trained, as JSON values; a state that was trained otherwise, or with other settings of :data:`FIXED`, is refused.
 
     Raises:
-        UserError: The folder holds the state of another network, or of a run on other data.
+        UserError: The folder holds a damaged state, that of another network, or of a run on other data or with other settings.
     """
 
-    def __init__(self, network: nn.Module, folder: Path, settings: LoopSettings, *, data: str = "") -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        folder: Path,
+        settings: LoopSettings,
+        *,
+        data: str = "",
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
         on_gpu = settings.device != "cpu"
         self.network = network.to(settings.device)
         if on_gpu and not settings.muon:  # convolutions on tensor cores read channels last
@@ -122,6 +145,8 @@ class TrainingRun:
         self.folder = Path(folder)
         self.settings = settings
         self.data = data
+        fixed = {name: getattr(settings, name) for name in FIXED}
+        self.fixed = json.loads(json.dumps({**fixed, **(recipe or {})}))  # as they come back from a file
         self.step = 0
         self.seconds = 0.0
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -208,9 +233,15 @@ class TrainingRun:
         return self.network.eval().requires_grad_(False)
 
     def save(self) -> None:
-        """Write the state under a temporary name, then rename it."""
+        """Write the state under a temporary name, then rename it.
+
+        Raises:
+            UserError: A weight is not finite; the last saved state is left as it is.
+        """
         from ..models.files import write_safetensors
 
+        if not all(map(_finite, (*self.parameters.values(), *self.ema.values()))):
+            raise self._stopped("weights that are not finite")
         tensors = {f"network.{name}": value.detach() for name, value in self.network.state_dict().items()}
         tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
         tensors |= {f"optimizer.{name}": value for name, value in self.optimizer.state().items()}
@@ -218,7 +249,7 @@ class TrainingRun:
         metadata = {
             "step": str(self.step),
             "seconds": repr(self.seconds),
-            "settings": json.dumps(asdict(self.settings)),
+            "settings": json.dumps(self.fixed),
             "data": self.data,
         }
         write_safetensors(self.folder / STATE_FILE, tensors, dtype=torch.float32, metadata=metadata)
@@ -229,19 +260,22 @@ class TrainingRun:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.settings.clip)
         if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            saved = self.folder / STATE_FILE
-            kept = f"the last good state is {saved}" if saved.is_file() else "no state was saved yet"
-            raise UserError(
-                f"Training stopped at step {self.step}: loss {float(loss.detach()):.4g}, gradient norm {float(norm):.4g}",
-                expected="finite numbers",
-                mend=f"{kept}; resume with a learning rate below {self.settings.learning_rate:g}",
-            )
+            raise self._stopped(f"loss {float(loss.detach()):.4g}, gradient norm {float(norm):.4g}")
         self.optimizer.step(self._rate())
         self.step += 1
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
         return {"loss": float(loss.detach()), **shown, "grad_norm": float(norm)}
+
+    def _stopped(self, found: str) -> UserError:
+        saved = self.folder / STATE_FILE
+        kept = f"the last good state is {saved}" if saved.is_file() else "no state was saved yet"
+        return UserError(
+            f"Training stopped at step {self.step}: {found}",
+            expected="finite numbers",
+            mend=f"{kept}; resume with a learning rate below {self.settings.learning_rate:g}",
+        )
 
     def _rate(self) -> float:
         rise = min(1.0, (self.step + 1) / max(1, self.settings.warmup))
@@ -256,13 +290,10 @@ class TrainingRun:
             file.write(json.dumps(line) + "\n")
 
     def _load(self) -> None:
-        from safetensors import safe_open
+        from ..models.files import read_safetensors
 
         path = self.folder / STATE_FILE
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
+        tensors, metadata = read_safetensors(path)
         network = {name[8:]: value for name, value in tensors.items() if name.startswith("network.")}
         expected = {name: tuple(value.shape) for name, value in self.network.state_dict().items()}
         found = {name: tuple(value.shape) for name, value in network.items()}
@@ -280,13 +311,38 @@ class TrainingRun:
                 expected="the state of a run on what is now given",
                 mend="give another folder for the runs, or delete the file to train anew",
             )
+        self._check_fixed(path, metadata.get("settings", ""))
         self.data = self.data or trained_on
+        try:
+            self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
+            for name, average in self.ema.items():
+                if tensors[f"ema.{name}"].shape != average.shape:
+                    raise ValueError(f"ema.{name} of shape {tuple(tensors[f'ema.{name}'].shape)}")
+                average.copy_(tensors[f"ema.{name}"])
+            if self.step < 0 or not 0 <= self.seconds < math.inf or not all(map(_finite, tensors.values())):
+                raise ValueError("a number out of its range")
+            self.optimizer.load({name[10:]: value for name, value in tensors.items() if name.startswith("optimizer.")})
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{path} lacks a part of a run's state, or has it in another shape: {error}",
+                expected="the state of this run, whole",
+                mend="delete the file to train anew, or give another folder for the runs",
+            ) from error
         self.network.load_state_dict(network)
-        self.step = int(metadata["step"])
-        self.seconds = float(metadata["seconds"])
-        for name in self.parameters:
-            self.ema[name].copy_(tensors[f"ema.{name}"])
-        self.optimizer.load({name[10:]: value for name, value in tensors.items() if name.startswith("optimizer.")})
+
+    def _check_fixed(self, path: Path, written: str) -> None:
+        """Refuse a state whose run was trained otherwise; what it does not tell is taken for the same."""
+        try:
+            before = json.loads(written)
+        except ValueError:
+            return
+        for name, value in self.fixed.items():
+            if isinstance(before, dict) and before.get(name, value) != value:
+                raise UserError(
+                    f"{path} was trained with {name} = {shown(before[name])}, and {shown(value)} is asked for now",
+                    expected="the settings that the run was begun with (steps, minutes and learning rate may change)",
+                    mend="give another folder for the runs, or the former value",
+                )
 
 
 class _StopFlag:

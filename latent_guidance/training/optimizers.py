@@ -68,12 +68,19 @@ class TrainingOptimizer:
         return found
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what :meth:`state` gave; parameters that it does not hold start afresh."""
+        """Take up what :meth:`state` gave; parameters that it does not hold start afresh.
+
+        Raises:
+            ValueError: A tensor of another shape.
+        """
         for name, optimizer in self._owner.items():
             mine = self._matrices.get(name, self.parameters[name])
             keys = ("momentum_buffer",) if name in self._matrices else ("exp_avg", "exp_avg_sq", "step")
             if all(f"{key}.{name}" in state for key in keys):
-                optimizer.state[mine] = {key: state[f"{key}.{name}"].to(mine.device).clone() for key in keys}
+                found = {key: state[f"{key}.{name}"] for key in keys}
+                if wrong := [key for key in keys if found[key].shape != (() if key == "step" else mine.shape)]:
+                    raise ValueError(f"{wrong[0]}.{name} of shape {tuple(found[wrong[0]].shape)}")
+                optimizer.state[mine] = {key: value.to(mine.device).clone() for key, value in found.items()}
 
 
 def _is_hidden(name: str, parameter: Tensor) -> bool:

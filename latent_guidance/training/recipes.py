@@ -22,6 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..errors import UserError
 from .classifier import ClassifierRecipe, accuracy_by_noise, held_out
 from .classifier import train_classifier as train_classifier_network
@@ -70,6 +72,9 @@ def train_vae(
 
     Returns:
         The mean PSNR in dB of reconstructions of the pictures at 128 pixels.
+
+    Raises:
+        UserError: ``checkpoint``/vae is this run's VAE with a decoder that ``decoder`` has trained further.
     """
     from ..models.checkpoint import load_vae, save_vae
 
@@ -77,6 +82,7 @@ def train_vae(
     recipe = VAERecipe(batch=batch, crop=crop)
     folders = [_pictures(pictures) / size for size in ("128", "160")]
     vae = train_vae_network(folders, runs / "vae", settings=settings, recipe=recipe)
+    _keep_settled(vae, checkpoint)
     save_vae(vae, checkpoint, latent_space=latent_space)
     return float(reconstruction_psnr(load_vae(checkpoint, device=device), load_image_folder(folders[0])).mean())
 
@@ -299,6 +305,29 @@ def train_unet(
     save_text_encoder(encoder, checkpoint)
     save_scheduler(SCHEDULER_CONFIG, checkpoint)
     save_index(checkpoint)
+
+
+def _keep_settled(vae: VAE, checkpoint: Path) -> None:
+    """Refuse to write a VAE over itself with a decoder that was trained further."""
+    from ..models.checkpoint import load_vae
+
+    if not (checkpoint / "vae" / "config.json").is_file():
+        return
+    there = load_vae(checkpoint, shifted=True).network
+
+    def same(mine: torch.nn.Module, theirs: torch.nn.Module) -> bool:
+        written = theirs.state_dict()
+        return all(
+            name in written and torch.equal(value.cpu().half(), written[name].half())
+            for name, value in mine.state_dict().items()
+        )
+
+    if same(vae.network.encoder, there.encoder) and not same(vae.network.decoder, there.decoder):
+        raise UserError(
+            f"{checkpoint / 'vae'} holds this run's VAE with a decoder that was trained further",
+            expected="a checkpoint folder without it: this command writes the VAE as its own run left it",
+            mend="go on with the next command; or delete the folder, and `decoder` comes again after this command",
+        )
 
 
 def _latent_sets(vae: VAE, root: Path, runs: Path) -> list[LatentSet]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,7 +227,7 @@ class _Joint:
         tower = self.encoder.network
         tower.token_embedding = nn.Embedding.from_pretrained(tower.token_embedding.weight[self.used], freeze=False)
         network = nn.ModuleDict({"unet": self.unet, "text": tower})
-        self.run = TrainingRun(network.train(), run_folder, settings, data=latents.mark)
+        self.run = TrainingRun(network.train(), run_folder, settings, data=latents.mark, recipe=asdict(recipe))
 
     def finished(self) -> tuple[UNet2DConditionModel, TextEncoder]:
         """The networks with averaged weights and the whole token table, in eval mode."""

@@ -66,7 +66,7 @@ def test_wrong_pictures_and_devices_are_refused(bench: Bench, tiny_model: Path, 
     with pytest.raises(UserError, match="batch"):
         make(tiny_model, batch=0)
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="no GPU"):
+        with pytest.raises(UserError, match="sees 0 GPUs"):
             make(tiny_model, "cuda")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,8 +43,23 @@ def test_held_out_pictures_are_never_shown(bench: Bench, monkeypatch: pytest.Mon
     only[[3, 4]] = True
     train(bench, bench.data.classes, only, 4)
     allowed = [source[i] for source in (bench.large, bench.data.images) for i in (3, 4)]
-    for picture in torch.cat([batch.flatten(1) for batch in shown[::2]]):
-        assert any(torch.equal(picture, kind.flatten()) for kind in allowed[:2])
+    assert len(shown) == 4
+    for picture in (picture for batch in shown for picture in batch):
+        assert any(torch.equal(picture, kind) for kind in allowed)
+
+
+def test_the_examined_judge_never_sees_the_tenth_and_the_final_one_sees_all(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def spy(*args: Any, **options: Any) -> Judge:
+        seen.append(options["seen"])
+        return train_judge(*args, **options)
+
+    monkeypatch.setattr("latent_guidance.evaluation.judge.train_judge", spy)
+    measure_judge(bench)
+    assert [mask.tolist() for mask in seen] == [(~held_out(24)).tolist(), [True] * 24]
 
 
 def test_one_in_ten_is_held_out_and_not_the_guides_tenth() -> None:

@@ -120,6 +120,12 @@ def test_it_learns_to_find_the_text_and_loses_it_in_noise(encoder: TextEncoder, 
     assert float(((image @ words.T).argmax(1) == latents.classes[kept]).float().mean()) >= 0.75
     clip.check_text(encoder.encode("anything")[0])
 
+    unknown = latents.mean.clone()
+    unknown[kept] = torch.nan  # a single one of them would spoil the loss
+    short = replace(settings, steps=10)
+    spoilt = [replace(latents, mean=unknown)]
+    train_clip(spoilt, encoder, tmp_path / "spoilt", config=CONFIG, settings=short, recipe=recipe, progress=False)
+
     brief = replace(settings, steps=1, learning_rate=1e-12)
     again = train_clip(
         [latents],

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from latent_guidance.errors import UserError
-from latent_guidance.models.checkpoint import load_classifier, load_vae
+from latent_guidance.models.checkpoint import load_checkpoint, load_classifier, load_unet, load_vae
 from latent_guidance.models.classifier import ClassifierConfig
 from latent_guidance.models.tiny import make_tiny_checkpoint
 from latent_guidance.training import recipes
@@ -157,3 +157,34 @@ def test_settings_are_checked_before_pictures_are_read(
         command(tiny, tmp_path / "runs", **wrong)
     with pytest.raises(AssertionError, match="pictures were read"):
         command(tiny, tmp_path / "runs")
+
+
+def test_the_commands_make_a_whole_checkpoint_one_after_another(pictures: Path, tmp_path: Path) -> None:
+    data, made, runs = tmp_path / "data", tmp_path / "made", tmp_path / "runs"
+    for size in (128, 160):
+        folder = shutil.copytree(pictures, data / str(size))
+        lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()][:12]
+        lines = [{**line, "subgroup": f"kind {number % 3}"} for number, line in enumerate(lines)]
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        for line in lines:
+            path = folder / line["file_name"]
+            Image.open(path).resize((size, size)).save(path)
+    brief: dict[str, Any] = {"pictures": data, "steps": 1}
+    assert recipes.train_vae(made, runs, batch=2, **brief) > 0
+    recipes.settle_decoder(made, runs, batch=1, **brief)
+    decoder = load_vae(made).network.decoder.state_dict()
+    with pytest.raises(UserError, match="a decoder that was trained further"):
+        recipes.train_vae(made, runs, batch=2, **brief)
+    assert all(torch.equal(value, decoder[name]) for name, value in load_vae(made).network.decoder.state_dict().items())
+    assert set(recipes.train_classifier(made, runs, batch=3, **brief)) == set(recipes.REPORT_LEVELS)
+    recipes.train_classifier(made, runs, batch=3, by="subgroup", **brief)
+    recipes.train_unet(made, runs, batch=2, muon=False, **brief)
+    assert set(recipes.train_clip(made, runs, batch=3, **brief)) == set(recipes.REPORT_LEVELS)
+    whole = load_checkpoint(made)
+    assert whole.classifier is not None and whole.classifier.config.labels == ("reds", "blues")
+    assert load_classifier(made / "classifier_subgroups").config.labels == ("kind 0", "kind 1", "kind 2")
+    assert whole.noisy_clip is not None
+    before = load_unet(made).conv_in.weight.clone()
+    shutil.rmtree(made / "unet")
+    recipes.train_unet(made, runs, batch=2, muon=False, export_only=True, **brief)
+    assert torch.equal(load_unet(made).conv_in.weight, before)

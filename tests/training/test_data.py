@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from latent_guidance.errors import UserError
+from latent_guidance.models.files import read_safetensors, write_safetensors
 from latent_guidance.models.vae import VAE
 from latent_guidance.training import recipes
 from latent_guidance.training.data import load_image_folder, random_crops, to_signed
@@ -53,6 +55,37 @@ def test_a_line_that_is_no_entry_is_named(pictures: Path, tmp_path: Path, line: 
         load_image_folder(folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("keywords", None),
+        ("keywords", "cat"),
+        ("keywords", [1]),
+        ("other_texts", 5),
+        ("subgroup", ["x"]),
+        ("file_name", "x" * 5000),
+    ],
+)
+def test_an_entry_whose_words_are_no_texts_is_named(pictures: Path, tmp_path: Path, key: str, value: object) -> None:
+    folder = shutil.copytree(pictures, tmp_path / "32")
+    lines = (folder / "metadata.jsonl").read_text().splitlines()
+    lines[4] = json.dumps({**json.loads(lines[4]), key: value})
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"line 5 of .*metadata\.jsonl"):
+        load_image_folder(folder)
+
+
+def test_marks_tell_pictures_and_words_from_others_and_their_order(pictures: Path) -> None:
+    data = load_image_folder(pictures)
+    one = data.images.clone()
+    one[7, 0, 0, 0] += 1
+    for images in (one, data.images.flip(0)):
+        assert replace(data, images=images).mark != data.mark
+    for other in ({"texts": data.texts[::-1]}, {"classes": 1 - data.classes}, {"keywords": (("x",),) * 24}):
+        changed = replace(data, **other)
+        assert changed.mark == data.mark and changed.words_mark != data.words_mark
+
+
 @pytest.mark.parametrize("content", [b"", b"not a picture", None])
 def test_a_damaged_picture_is_named(pictures: Path, tmp_path: Path, content: bytes | None) -> None:
     folder = shutil.copytree(pictures, tmp_path / "32")
@@ -92,6 +125,22 @@ def test_latents_are_cached_for_this_vae_only(vae: VAE, pictures: Path, tmp_path
         encode_folder(vae, pictures, cache, flip=True, progress=False)
     mirrored = encode_folder(vae, pictures, flip=True, progress=False)
     assert not torch.allclose(mirrored.mean, first.mean)
+    mirror_images = to_signed(load_image_folder(pictures).images.flip(3))
+    torch.testing.assert_close(mirrored.mean, vae.encode(mirror_images, sample=False) * vae.scaling_factor)
+    assert first.mark == again.mark != mirrored.mark
     drawn = first.draw(torch.arange(24), generator=torch.Generator().manual_seed(0))
     spread = ((drawn - first.mean) / first.std).std()
     assert float(spread) == pytest.approx(1.0, abs=0.1)
+
+
+@pytest.mark.parametrize("spoil", ["cut", "few", "nan"])
+def test_damaged_latents_are_refused(vae: VAE, pictures: Path, tmp_path: Path, spoil: str) -> None:
+    cache = tmp_path / "latents.safetensors"
+    encode_folder(vae, pictures, cache, progress=False)
+    tensors, metadata = read_safetensors(cache)
+    if spoil == "nan":
+        tensors["std"][3, 0, 0, 0] = torch.nan
+    tensors = {"few": {**tensors, "mean": tensors["mean"][:-1]}, "cut": {"mean": tensors["mean"]}}.get(spoil, tensors)
+    write_safetensors(cache, tensors, dtype=torch.float32, metadata=metadata)
+    with pytest.raises(UserError, match=r"does not hold whole latents.*delete the file"):
+        encode_folder(vae, pictures, cache, progress=False)

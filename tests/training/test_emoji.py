@@ -1,4 +1,4 @@
-"""The emoji folder, from the two Debian packages where they are installed; their absence is said either way."""
+"""The emoji folder, from the three Debian packages where they are installed; their absence is said either way."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ NAMES = """# Version: 15.0
 # group: Flags
 # subgroup: country-flag
 1F1E9 1F1EA ; fully-qualified # \U0001f1e9\U0001f1ea E0.6 flag: Germany
+#EOF
 """
 
 
@@ -56,6 +57,8 @@ def test_missing_packages_and_other_versions_are_named(tmp_path: Path) -> None:
         emoji.read_names(tmp_path / "absent.txt")
     with pytest.raises(UserError, match=r"emoji version 12\.0.*version 15\.0"):
         emoji.read_names(_names(tmp_path, NAMES.replace("15.0", "12.0")))
+    with pytest.raises(UserError, match="cut short after 3 emoji"):
+        emoji.read_names(_names(tmp_path, NAMES.replace("#EOF", "")))
     with pytest.raises(UserError, match="apt-get install fonts-noto-color-emoji"):
         emoji.open_font(tmp_path / "absent.ttf")
     (tmp_path / "other.ttf").write_bytes(bytes(64))
@@ -127,6 +130,12 @@ def test_folder_is_made_resumed_and_completed(tmp_path: Path) -> None:
     assert emoji.missing_files(folder / "32", emoji.read_names(names)) == ["Flags/1f1e9-1f1ea.png"]
     make()
     assert flag.is_file()
+    own = folder / "32" / "holiday.png"
+    own.write_bytes(b"somebody's own")
+    flag.unlink()
+    with pytest.raises(UserError, match=r"holds 1 files that are no emoji of ours, such as 'holiday\.png'"):
+        make()
+    assert own.read_bytes() == b"somebody's own"
 
 
 @needs_packages

@@ -8,6 +8,7 @@ import signal
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from latent_guidance.errors import UserError
+from latent_guidance.models.files import read_safetensors, write_safetensors
 from latent_guidance.training.loop import STATE_FILE, LoopSettings, TrainingRun, batch_indices, step_generator
 from latent_guidance.training.optimizers import TrainingOptimizer
 
@@ -82,6 +84,89 @@ def test_nan_stops_at_the_last_good_state(tmp_path: Path) -> None:
     again = TrainingRun(_network(), tmp_path, SETTINGS)
     assert again.step == 6
     assert all(torch.isfinite(value).all() for value in again.network.state_dict().values())
+
+
+def test_weights_that_a_step_made_infinite_are_never_saved(tmp_path: Path) -> None:
+    run = TrainingRun(_network(), tmp_path, replace(SETTINGS, save_minutes=0.0))
+    step = run.optimizer.step
+
+    def leap(learning_rate: float) -> None:
+        step(learning_rate)
+        if run.step == 6:
+            next(iter(run.parameters.values())).data[0] = math.inf
+
+    run.optimizer.step = leap  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=r"stopped at step 7.*not finite.*last good state"):
+        run.train(_Loss(run.network), progress=False)
+    again = TrainingRun(_network(), tmp_path, SETTINGS)
+    assert again.step == 6
+    assert all(torch.isfinite(value).all() for value in again.averaged().values())
+
+
+@pytest.mark.parametrize("change", [{"seed": 5}, {"muon": True}, {"weight_decay": 0.1}, {"ema_decay": 0.5}])
+def test_a_run_keeps_the_settings_that_it_was_begun_with(tmp_path: Path, change: dict[str, Any]) -> None:
+    _trained(tmp_path, stop_at=7)
+    [(name, value)] = change.items()
+    with pytest.raises(UserError, match=f"was trained with {name} = .*{value} is asked for now"):
+        TrainingRun(_network(), tmp_path, replace(SETTINGS, **change))
+    assert TrainingRun(_network(), tmp_path, replace(SETTINGS, steps=40, learning_rate=0.01)).step == 8
+    with pytest.raises(UserError, match="was trained with batch = 4"):
+        other = tmp_path / "recipe"
+        run = TrainingRun(_network(), other, SETTINGS, recipe={"batch": 4})
+        run.save()
+        TrainingRun(_network(), other, SETTINGS, recipe={"batch": 5})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimizer.exp_avg.0.weight", torch.zeros(7, 3)),
+        ("optimizer.step.0.weight", torch.zeros(3)),
+        ("ema.0.weight", torch.zeros(1)),
+        ("ema.0.weight", None),
+        ("ema.0.bias", torch.full((8,), math.nan)),
+        ("step", "-5"),
+        ("step", "x"),
+        ("seconds", "nan"),
+        ("seconds", None),
+    ],
+)
+def test_a_damaged_state_is_refused(tmp_path: Path, name: str, value: Tensor | str | None) -> None:
+    _trained(tmp_path, stop_at=7)
+    path = tmp_path / STATE_FILE
+    tensors, metadata = read_safetensors(path)
+    place: dict[str, Any] = tensors if "." in name else metadata
+    assert name in place
+    place[name] = value
+    if value is None:
+        del place[name]
+    write_safetensors(path, tensors, dtype=torch.float32, metadata=metadata)
+    with pytest.raises(UserError, match=r"state\.safetensors lacks a part"):
+        TrainingRun(_network(), tmp_path, SETTINGS)
+
+
+def test_a_state_cut_short_is_refused(tmp_path: Path) -> None:
+    _trained(tmp_path, stop_at=7)
+    path = tmp_path / STATE_FILE
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        TrainingRun(_network(), tmp_path, SETTINGS)
+
+
+def test_averages_lag_behind_and_decay_draws_weights_to_nothing(tmp_path: Path) -> None:
+    at_once = _trained(tmp_path / "0", settings=replace(SETTINGS, ema_decay=0.0))
+    lagging = _trained(tmp_path / "0.999")
+    decayed = _trained(tmp_path / "decayed", settings=replace(SETTINGS, weight_decay=2.0))
+    weights = at_once.network.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in at_once.averaged().items())
+    assert not torch.equal(lagging.averaged()["0.weight"], weights["0.weight"])
+    assert float(decayed.network.state_dict()["0.weight"].norm()) < 0.9 * float(weights["0.weight"].norm())
+
+
+@pytest.mark.parametrize("device", ["banana", "", "meta", "cuda:x", "cuda:99"])
+def test_devices_that_are_not_there_are_refused(device: str) -> None:
+    with pytest.raises(UserError, match=f"device {device!r}.*use cpu"):
+        replace(SETTINGS, device=device)
 
 
 def test_states_of_other_networks_are_refused(tmp_path: Path) -> None:

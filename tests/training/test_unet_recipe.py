@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from latent_guidance.errors import UserError
-from latent_guidance.models.checkpoint import load_text_encoder, load_unet
-from latent_guidance.models.tiny import make_tiny_checkpoint
+from latent_guidance.models.checkpoint import load_text_encoder, load_unet, save_unet
+from latent_guidance.models.tiny import SCHEDULER_CONFIG, make_tiny_checkpoint
+from latent_guidance.schedules import schedule_from_config
 from latent_guidance.training.latents import LatentSet
 from latent_guidance.training.loop import LoopSettings
 from latent_guidance.training.unet import DRAWS, KINDS, UNetRecipe, averaged_unet, caption_ids, captions, train_unet
@@ -31,6 +32,12 @@ def test_unet_recipe_learns_and_the_empty_prompt_is_trained(tmp_path: Path) -> N
     assert ids.shape == (6, 8, 40, 77)
     assert torch.equal(ids[3, 0, 0], encoder.prompt_ids([""])[0])
     assert torch.equal(ids[1, 5, 1], encoder.prompt_ids(["thing 1, high"])[0])
+    unused = torch.ones(int(encoder.config["vocab_size"]), dtype=torch.bool)
+    unused[ids.unique()] = False
+    table = encoder.network.token_embedding.weight
+    mean = table[~unused].mean(0)
+    assert int(unused.sum()) > 40_000 and torch.allclose(table[unused], mean.expand_as(table[unused]), atol=1e-6)
+    assert float(mean.abs().max()) > 1e-4
     again, _ = averaged_unet(latents, tmp_path, settings=settings, recipe=UNET)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), unet.parameters(), strict=True))
 
@@ -96,11 +103,32 @@ def test_a_weaker_stage_sharpens_the_empty_prompt_alone(tmp_path: Path) -> None:
     noise = _first_loss(tmp_path / "noise", latents, empty, start_from=strong)
     assert nowhere == noise and len({two, usual, noise}) == 3
     plain = _first_loss(tmp_path / "plain", latents, named, start_from=strong)
+    assert plain != noise  # the same pictures, noise and times, and another prompt
     assert _first_loss(tmp_path / "named", latents, named, **stages) == plain
     with pytest.raises(UserError, match="starts from nothing"):
         _first_loss(tmp_path / "alone", latents, empty, away_from=weak)
     with pytest.raises(UserError, match=r"sharpness = 0\.5"):
         replace(tiny, sharpness=0.5)
+
+
+@pytest.mark.parametrize("power", [1.0, 0.3])
+def test_it_learns_v_at_times_spread_by_their_power(tmp_path: Path, power: float) -> None:
+    """Where latents are all 1 and the network says 1, the loss is alpha^2 + (1 + sigma)^2 = 2 + 2 sigma, v = alpha e - sigma x."""
+    latents = synthetic()
+    ones = replace(latents, mean=torch.ones_like(latents.mean), std=torch.zeros_like(latents.std))
+    tiny = make_tiny_checkpoint(tmp_path / "tiny")
+    unet = load_unet(tiny)
+    torch.nn.init.zeros_(unet.conv_out.weight)
+    torch.nn.init.ones_(unet.conv_out.bias)
+    save_unet(unet, tiny)
+    recipe = replace(UNET, unet={"channels": (32, 64), "attention": (False, True), "heads": 2}, time_power=power)
+    found = _first_loss(tmp_path / "run", ones, recipe, start_from=tiny)
+    schedule, _ = schedule_from_config(SCHEDULER_CONFIG)
+    ratio = schedule.sigmas.double()
+    place = (torch.arange(1000) + 0.5) / 1000
+    sigma = (ratio / (1 + ratio**2).sqrt())[(place**power * 1000).long()]
+    assert found == pytest.approx(float((2 + 2 * sigma).mean()), abs=0.12)
+    assert abs(float(2 * sigma.mean()) - float(2 * (ratio / (1 + ratio**2).sqrt()).mean())) > 0.24 or power == 1
 
 
 def test_captions_of_every_kind() -> None:
