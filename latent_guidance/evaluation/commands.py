@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -125,6 +125,44 @@ def measure(parts: Sequence[Measure], out: Path, *, plan: Plan, say: Say, **wher
     return (time.perf_counter() - start) / 60
 
 
+HELP = {
+    "out": "The folder of the results; what it holds that was measured with the same settings is kept.",
+    "model": "The checkpoint folder; by default the bundled emoji model.",
+    "pictures": "The folder of pictures, with 128/ and 160/ in it; by default where the emoji are drawn.",
+    "device": "cpu or cuda.",
+    "batch": "Samples at a time.",
+    "steps": "Steps of the sampler.",
+    "seed": "The first seed.",
+    "classifier_scale": "guidance_scale of Classifier Guidance.",
+    "classifier_scaling": "Its scaling: relative, raw or entropy.",
+    "cfg_scale": "guidance_scale of classifier-free guidance.",
+    "judge_steps": "Updates of the judge.",
+    "judge_batch": "Pictures in each of them.",
+    "judge_size": "Side in pixels of what the judge sees.",
+    "curve_per_group": "Samples for each group at each point of a curve.",
+    "curve_names": "Names at each point of the curve of classifier-free guidance.",
+    "curve_seeds": "Seeds for each of them.",
+    "names": "Names that are asked for.",
+    "seeds": "Pictures for each name and group.",
+    "only": "A row's key, to measure it alone; may be given several times.",
+    "sweep": "Measure the other values of each row's knob too.",
+    "weak": "A weaker checkpoint folder for Autoguidance; by default the model with noise on its weights.",
+    "tiny": "So few samples and steps that everything runs through in a minute; the numbers mean nothing.",
+}
+"""Option -> its help."""
+
+
+def _described(options: dict[str, Any]) -> dict[str, Any]:
+    """The annotations of a command: each option's type, with its help."""
+    import typer
+
+    described: dict[str, Any] = {
+        name: Annotated[kind, (typer.Argument if name == "out" else typer.Option)(help=HELP[name])]
+        for name, kind in options.items()
+    }
+    return {**described, "return": None}
+
+
 def command(names: tuple[str, ...]) -> Callable[..., None]:
     """The function behind a command that measures the parts ``names``; its arguments are the command's options."""
     import typer
@@ -152,6 +190,10 @@ def command(names: tuple[str, ...]) -> Callable[..., None]:
             Plan(), steps=steps, judge_steps=judge_steps, judge_batch=judge_batch, judge_size=judge_size,
             curve_per_group=curve_per_group, curve_names=curve_names, curve_seeds=curve_seeds,
         )  # fmt: skip
+        if tiny and plan != Plan():
+            raise UserError(
+                "--tiny beside other counts", expected="one of the two", mend="leave --tiny out, or the counts"
+            )
         plan = TINY if tiny else plan
         plan = replace(
             plan,
@@ -166,11 +208,11 @@ def command(names: tuple[str, ...]) -> Callable[..., None]:
         )  # fmt: skip
         typer.echo(f"{minutes:.1f} minutes in all")
 
-    run.__annotations__ = {
+    run.__annotations__ = _described({
         "out": Path, "model": Path | None, "pictures": Path | None, "device": str, "batch": int, "steps": int, "seed": int,
         "classifier_scale": float, "classifier_scaling": str, "cfg_scale": float, "judge_steps": int, "judge_batch": int, "judge_size": int,
-        "curve_per_group": int, "curve_names": int, "curve_seeds": int, "tiny": bool, "return": None,
-    }  # fmt: skip
+        "curve_per_group": int, "curve_names": int, "curve_seeds": int, "tiny": bool,
+    })  # fmt: skip
     return run
 
 
@@ -210,8 +252,8 @@ def rules_command() -> Callable[..., None]:
         )
         typer.echo(f"{minutes:.1f} minutes in all")
 
-    run.__annotations__ = {
+    run.__annotations__ = _described({
         "out": Path, "model": Path | None, "pictures": Path | None, "device": str, "steps": int, "seed": int, "names": int,
-        "seeds": int, "only": list[str], "sweep": bool, "weak": Path | None, "tiny": bool, "return": None,
-    }  # fmt: skip
+        "seeds": int, "only": list[str], "sweep": bool, "weak": Path | None, "tiny": bool,
+    })  # fmt: skip
     return run

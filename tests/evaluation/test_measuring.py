@@ -15,7 +15,7 @@ from latent_guidance.errors import UserError
 from latent_guidance.evaluation import steering
 from latent_guidance.evaluation.__main__ import main
 from latent_guidance.evaluation.bench import Bench
-from latent_guidance.evaluation.commands import PARTS
+from latent_guidance.evaluation.commands import HELP, PARTS
 from latent_guidance.evaluation.drawing import recommended
 from latent_guidance.evaluation.judge import FILE
 from latent_guidance.evaluation.neighbours import Gallery
@@ -73,6 +73,41 @@ def test_all_parts_are_measured_once_and_reported(
         assert captions.width > 100
     with Image.open(tmp_path / "docs" / "emoji_curves.png") as plot:
         assert plot.width > 1000
+
+    curves = out / "curves.json"
+    former = json.loads(whole)
+    curves.write_text(json.dumps({**former, "settings": {**former["settings"], "model": "another"}}))
+    assert run(monkeypatch, "report", out, "--docs", tmp_path / "docs") == 2
+    assert "classes.json was measured with model" in capsys.readouterr().err
+    for damaged in ("[]", '{"settings": {}}', "[" * 100_000, "{"):
+        curves.write_text(damaged)
+        assert run(monkeypatch, "report", out, "--docs", tmp_path / "docs") == 2
+        assert "curves.json is not readable" in capsys.readouterr().err
+    assert (tmp_path / "docs" / "EMOJI.md").read_text() == page
+
+
+def test_options_are_checked_and_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for wrong in (
+        ("--judge-steps", 0), ("--judge-steps", -4), ("--judge-size", 3), ("--judge-batch", 0), ("--curve-names", -1),
+        ("--curve-seeds", 1), ("--curve-per-group", 0), ("--steps", 0),
+    ):  # fmt: skip
+        assert run(monkeypatch, "judge", tmp_path, *wrong) == 2
+        name = str(wrong[0])[2:].replace("-", "_")
+        assert f"{name} = {wrong[1]}. Expected: at least" in capsys.readouterr().err
+    assert run(monkeypatch, "curves", tmp_path, "--tiny", "--steps", 4) == 2
+    assert "--tiny beside other counts" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert run(monkeypatch, "judge", tmp_path / "file" / "out", "--model", tmp_path, "--pictures", tmp_path) == 2
+    assert "could not be read or written" in capsys.readouterr().err
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in ("all", "rules"):
+        assert run(monkeypatch, name, "--help") == 0
+        text = capsys.readouterr().out
+        lines = [line for line in text.splitlines() if "--" in line and "--help" not in line]
+        assert len(lines) > 8 and all(len(line.split(">")[-1].strip(" │")) > 8 for line in lines)
+    assert all(help.endswith(".") for help in HELP.values())
 
 
 def test_bad_input_ends_with_status_2_and_its_message(
