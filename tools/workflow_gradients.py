@@ -146,13 +146,13 @@ def noisy_clip(w: Workflow) -> None:
     w.note(
         "## Your words, by a noisy-latent CLIP\n\nThe prompt is empty: the diffusion model is told nothing. What reads your words is a "
         "small CLIP that was trained on noisy latents, and its gradient pulls at every step. It works on a model that takes no "
-        "prompt at all, and with every sampler.\n\n`guidance_scale` 1 is the CLIP's own opinion, more is clearer and less varied. *away* "
-        "names what the picture should not be. The words must be encoded by the text encoder that the CLIP was trained with.",
+        "prompt at all, and with every sampler.\n\n`guidance_scale` 1 is the CLIP's own opinion, more is clearer and less varied up to a "
+        "point. *away* names what the picture should not be. The words must be encoded by the text encoder that the CLIP was trained with.",
         (0, -80),
         (300, 440),
         title="About this workflow",
         chinese="提示词为空，扩散模型一无所知。读你文字的是一个在带噪潜变量上训练的小 CLIP，它的梯度在每一步拉动画面。它也可用于"
-        "完全不接受提示词的模型，适用于任何采样器。`guidance_scale` 1 是 CLIP 本身的判断，越大越明确，但多样性越低。"
+        "完全不接受提示词的模型，适用于任何采样器。`guidance_scale` 1 是 CLIP 本身的判断，在一定范围内越大越明确、多样性越低。"
         "*away* 写画面不应是什么。文字须由训练该 CLIP 时所用的文本编码器编码。",
     )
     load = emoji(w, (0, 490))

@@ -16,14 +16,14 @@ def quickstart(w: Workflow) -> None:
     w.note(
         "## Quickstart\n\nPress **Run**. The emoji model comes with the pack; nothing is downloaded.\n\n"
         "Type the name of an emoji into *Prompt*: `cat face`, `person`, `flag: France`. The model knows its names by heart, so that "
-        "seeds differ little. `cfg` is the guidance scale: 1.5 is enough for names; other words (`blue apple`) want 2 to 4.\n\n"
+        "seeds differ little. `cfg` is the guidance scale: 1.5 is enough for names; other words (`orange car`) may come clearer at 4.\n\n"
         "All nodes after the loader are ComfyUI's own: the model is an ordinary MODEL.",
         (0, 0),
         (300, 300),
         title="About this workflow",
         chinese="按 **运行**。emoji 模型随节点包自带，无需下载。在 *Prompt* 中输入 emoji 的英文名，如 `cat face`、`person`、"
         "`flag: France`。"
-        "模型熟记这些名称，因此不同种子相差不大。`cfg` 是引导强度：对这些名称 1.5 即可，其他词语（`blue apple`）可用 2 到 4。"
+        "模型熟记这些名称，因此不同种子相差不大。`cfg` 是引导强度：对这些名称 1.5 即可，其他词语（`orange car`）在 4 时可能更清楚。"
         "加载器之后都是 ComfyUI 自己的节点：这个模"
         "型就是普通的 MODEL。",
     )
@@ -49,14 +49,15 @@ def classifier_guidance(w: Workflow) -> None:
         "## Classifier guidance\n\nThe prompt is empty. What steers the picture is the gradient of a small classifier that "
         "reads the noisy latents. Its labels are the groups of emoji: `Smileys & Emotion`, `People & Body`, `Animals & Nature`, "
         "`Food & Drink`, `Travel & Places`, `Activities`, `Objects`, `Symbols`, `Flags`. Try also `not Flags`, or "
-        "`Symbols:2, Objects`.\n\n`guidance_scale` 0 is off, more is clearer and less varied; "
+        "`Symbols:2, Objects`.\n\n`guidance_scale` 0 is off, more is clearer and less varied up to a point; "
         "in the unit *relative* it suits any classifier. "
         "Samplers that add noise at each step, such as `dpmpp_2m_sde`, draw cleaner pictures from an empty prompt.",
         (0, 0),
         (300, 300),
         title="About this workflow",
         chinese="提示词为空，引导画面的是一个读取带噪潜变量的小分类器的梯度。它的标签是 emoji 的九个类别（见上文英文名），也可试 "
-        "`not Flags` 或 `Symbols:2, Objects`。`guidance_scale` 0 关闭，越大越明确，但多样性越低；以 relative 为单位时适用于任何分类器。"
+        "`not Flags` 或 `Symbols:2, Objects`。`guidance_scale` 0 关闭，在一定范围内越大越明确、多样性越低；"
+        "以 relative 为单位时适用于任何分类器。"
         "提示词为空时，每步加噪的采样器（如 `dpmpp_2m_sde`）画得更干净。",
     )
     load = _load(w, (0, 430))
@@ -172,12 +173,12 @@ def compare_scales(w: Workflow) -> None:
     w.note(
         "## Compare guidance scales\n\nThe same four noises under five guidance scales of the classifier. Every column differs "
         "from its neighbour in `guidance_scale` alone.\n\nAt 0 the model draws what it likes; a little "
-        "more and some pictures show the label; further up all do, and the pictures of a column grow alike.",
+        "more and some pictures show the label; further up nearly all do; far above that they fall apart again.",
         (0, 0),
         (300, 300),
         title="About this workflow",
         chinese="相同的四份噪声、分类器的五种引导强度，相邻两列只有 `guidance_scale` 不同。0 时模型自由发挥；稍强时部"
-        "分图片显出该标签；再往上则全部显出，而同一列的图片越来越相似。",
+        "分图片显出该标签；再往上几乎全部显出；高出太多时画面又会散乱。",
     )
     load = _load(w, (0, 430))
     classifier = w.node("LGLoadClassifier", (0, 600), wide=300, classifier=CHECKPOINT)

@@ -157,6 +157,8 @@ def _curves(result: dict[str, Any], wanted: float) -> str:
         rows = [(f"{p['scale']:g}", p["share"], p["diversity"], p["distance"]) for p in result[kind]]
         tables.append(f"### {title}\n\n" + table(("scale", "share", "diversity", "distance"), rows))
     names = samples["names"] * samples["per_name"]
+    failing = [TITLES[kind] for kind in ("raw", "relative") if max(p["share"] for p in result[kind]) < wanted]
+    short = f" (so with {' and '.join(failing)})" if failing else ""
     joined = "\n\n".join(tables)
     return f"""## Over the scale
 
@@ -170,8 +172,8 @@ of a real picture to its nearest other {real["nearest_other"]:.3f}. All distance
 squares over pixels at 64 x 64, values from 0 to 1. The same seeds at every scale; the first scale is the neutral one.
 
 Recommended: the smallest scale that guides and whose share, less its standard error, reaches {wanted:.3f} (0.9 of the judge's accuracy on
-real pictures), or {NAMED:g} of the names; where none does, the one with the largest share. Where the neutral scale reaches it too, the
-model knows its names without guidance; other words want more of it.
+real pictures), or {NAMED:g} of the names; where none does, the one with the largest share{short}. Where the neutral scale reaches it
+too, the model knows its names without guidance, and the smallest scale that guides says little; other words may want more.
 
 {table(("guidance", "recommended scale", "share", "diversity", "distance"), recommended)}
 

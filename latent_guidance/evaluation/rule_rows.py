@@ -233,8 +233,8 @@ ROWS: tuple[Row, ...] = (
         why="each step taken twice; at the sampler's default of once it is the row above", knob="recurrence", values=(2, 4),
     ),
     Row(
-        key="noisy-clip", task=TEXT, rule=NoisyCLIPGuidance, sockets=_noisy_clip, needs="noisy_clip", knob="guidance_scale",
-        values=(2.0, 5.0, 10.0, 20.0),
+        key="noisy-clip", task=TEXT, rule=NoisyCLIPGuidance, sockets=_noisy_clip, needs="noisy_clip", settings={"guidance_scale": 20.0},
+        knob="guidance_scale", values=(2.0, 5.0, 10.0, 20.0), why="clearly more come out as named than at 5, the default",
     ),
     Row(key="plain-group", task=GROUP, title="No guidance, empty prompt", sampler=FROM_NOTHING),
     _group(key="classifier", rule=ClassifierGuidance, values=(0.1, 0.2, 0.3, 0.5)),

@@ -56,8 +56,9 @@ class ClassifierGuidance(ClassifierRule):
             neutral=0.0,
             paper_range="1 to 10 (raw)",
             label_zh="引导强度",
-            help="Strength of the push; 0 is off, more is clearer and less varied, below 0 steers away. Its unit is that of scaling.",
-            help_zh="推动的强度：0 关闭，越大越明确但多样性越低，负值则远离目标。单位取决于强度换算。",
+            help="Strength of the push; 0 is off, more is clearer and less varied up to a point, below 0 steers away. Its unit is "
+            "that of scaling.",
+            help_zh="推动的强度：0 关闭，在一定范围内越大越明确、多样性越低，负值则远离目标。单位取决于强度换算。",
         ),
     ] = 0.2
     scaling: Annotated[
@@ -66,9 +67,10 @@ class ClassifierGuidance(ClassifierRule):
             options=("relative", "raw", "entropy"),
             label_zh="强度换算",
             help="relative: guidance_scale is the fraction of x - denoised that is added, for every classifier (0.1 to 1); raw: "
-            "the papers' scale, 1 is Bayes' rule (on the emoji model 30); entropy: raw, raised where the classifier is already sure.",
+            "the papers' scale, 1 is Bayes' rule (at its best on the emoji model 30); entropy: raw, raised where the classifier is "
+            "already sure.",
             help_zh="relative：所加项占 x - denoised 长度的比例，对任何分类器都适用（0.1 到 1）；raw：论文中的强度，1 即贝叶斯公式"
-            "（emoji 模型上为 30）；entropy：在 raw 的基础上，分类器已有把握时提高强度。",
+            "（emoji 模型上以 30 为佳）；entropy：在 raw 的基础上，分类器已有把握时提高强度。",
         ),
     ] = "relative"
     form: Annotated[

@@ -24,9 +24,9 @@ class ClassifierPostStep(ClassifierStepRule):
         id="LGClassifierPostStep",
         name="Classifier Post-Step (DDPM)",
         name_zh="分类器步后修正 (DDPM)",
-        description="Adds the classifier's gradient after each DDPM step. Its scale compares with no other form's (try 0.01 to 0.2). "
+        description="Adds the classifier's gradient after each DDPM step. Its scale compares with no other form's (try 0.01 to 0.5). "
         "Connect it to the DDPM sampler, not to the guider.",
-        description_zh="在每个 DDPM 步之后加上分类器梯度。其强度与其他形式不可比（可从 0.01 到 0.2 试起）。"
+        description_zh="在每个 DDPM 步之后加上分类器梯度。其强度与其他形式不可比（可从 0.01 到 0.5 试起）。"
         "请连接到 DDPM 采样器，而不是引导器。",
         search_aliases=("classifier guidance", "post step"),
     )
@@ -38,7 +38,7 @@ class ClassifierPostStep(ClassifierStepRule):
             max=1000.0,
             step=0.01,
             neutral=0.0,
-            paper_range="0.01 to 0.2",
+            paper_range="0.01 to 0.5",
             label_zh="引导强度",
             help="What the gradient is multiplied by after each step; 0 is off, below 0 steers away. It has no unit in common with the "
             "other forms.",

@@ -143,8 +143,9 @@ class NoisyCLIPGuidance(NoisyNetworkRule):
             neutral=0.0,
             paper_range="1 to 4",
             label_zh="引导强度",
-            help="Strength of the push; 0 is off, 1 is the CLIP's own logit, more is clearer and less varied, below 0 steers away.",
-            help_zh="推动的强度：0 关闭，1 即 CLIP 自身的 logit，越大越明确但多样性越低，负值则远离目标。",
+            help="Strength of the push; 0 is off, 1 is the CLIP's own logit, more is clearer and less varied up to a point, "
+            "below 0 steers away.",
+            help_zh="推动的强度：0 关闭，1 即 CLIP 自身的 logit，在一定范围内越大越明确、多样性越低，负值则远离目标。",
         ),
     ] = 5.0
     away_scale: Annotated[

@@ -86,8 +86,8 @@ class ClassifierRule(NoisyNetworkRule):
             neutral=0.0,
             paper_range="1 to 10",
             label_zh="引导强度",
-            help="Strength of the push; 0 is off, 1 is Bayes' rule, more is clearer and less varied, below 0 steers away.",
-            help_zh="推动的强度：0 关闭，1 即贝叶斯公式，越大越明确但多样性越低，负值则远离目标。",
+            help="Strength of the push; 0 is off, 1 is Bayes' rule, more is clearer and less varied up to a point, below 0 steers away.",
+            help_zh="推动的强度：0 关闭，1 即贝叶斯公式，在一定范围内越大越明确、多样性越低，负值则远离目标。",
         ),
     ] = 15.0
     combine: Annotated[
