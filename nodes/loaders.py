@@ -143,7 +143,8 @@ class LGLoadClassifier:
     DESCRIPTION = (
         "Loads a classifier that reads noisy latents, for Classifier Guidance. It fits every model on the VAE that it was trained "
         "on, whatever that model predicts; latents of other channels or of another scaling factor are refused. After a run the node "
-        "shows the classifier's labels."
+        "shows the classifier's labels. emoji knows nine groups and steers well; emoji/classifier_subgroups knows 99 finer ones "
+        "from few pictures each, and many pictures miss."
     )
     SEARCH_ALIASES: ClassVar[list[str]] = ["classifier", "classifier guidance", "labels"]
     RETURN_TYPES = ("LG_CLASSIFIER", "STRING")
@@ -158,6 +159,7 @@ class LGLoadClassifier:
         "description": (
             "加载一个读取带噪潜变量的分类器，用于分类器引导。它适用于同一 VAE 上的任何模型；"
             "通道数或缩放系数不同的潜变量会被拒绝。运行后，节点上会显示分类器的标签。"
+            "emoji 认得九个大类，引导效果好；emoji/classifier_subgroups 认得 99 个小类，每类图片很少，引导常常落空。"
         ),
         "inputs": {
             "classifier": (

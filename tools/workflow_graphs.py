@@ -86,23 +86,23 @@ def cfg_plus_classifier(w: Workflow) -> None:
     """A prompt with classifier-free guidance in a limited interval, and the classifier on top."""
     w.note(
         "## Two guidances at once\n\nA chain of rules: classifier-free guidance makes the prompt clear, only at middle noise "
-        "levels (*Limited Interval*), and the classifier pushes towards a group of emoji at the same time: here people turn "
-        "yellow as smileys are. Set the classifier's `guidance_scale` to 0 to see them without it.\n\nThe order of the chain does "
-        "not matter here: rules act by stage.",
+        "levels (*Limited Interval*), and the classifier pushes towards a group of emoji at the same time: the prompt says `blue`, "
+        "the classifier *flag*, and out come flags, many of them blue. Set the classifier's `guidance_scale` to 0 to see what the prompt "
+        "alone draws.\n\nThe order of the chain does not matter here: rules act by stage.",
         (0, 0),
         (300, 300),
         title="About this workflow",
         chinese="一条规则链：无分类器引导使提示词清晰，只在中间的噪声水平起作用（*Limited Interval*，限定区间）；分类器同时把画面"
-        "推向一类 emoji：这里的人物会变成笑脸那样的黄色。把分类器的 `guidance_scale` 设为 0 即可看到没有它时的结果。链中"
-        "的顺序在这里无关紧要：规则按阶段起作用。",
+        "推向一类 emoji：提示词只说 `blue`（蓝），分类器要的是旗帜，画出的便是旗帜，其中许多是蓝色的。把分类器的 `guidance_scale` 设为 0 "
+        "即可看到只有提示词时的结果。链中的顺序在这里无关紧要：规则按阶段起作用。",
     )
     load = _load(w, (0, 430))
     classifier = w.node("LGLoadClassifier", (0, 600), wide=300, classifier=CHECKPOINT)
-    prompt = w.node("LGTextEncode", (370, 74), title="Prompt", wide=320, clip=load[1], text="person")
+    prompt = w.node("LGTextEncode", (370, 74), title="Prompt", wide=320, clip=load[1], text="blue")
     null = w.node("LGNullConditioning", (370, 300), title="Negative: nothing said", wide=320, clip=load[1])
     size = _empty(w, (370, 410), 8)
-    cfg = w.node("LGCFG", (760, 74), wide=320, guidance_scale=1.5)
-    interval = w.node("LGLimitedInterval", (760, 200), wide=320, sigma_lo=0.28, sigma_hi=1000.0, rules=cfg[0])
+    cfg = w.node("LGCFG", (760, 74), wide=320, guidance_scale=4.0)
+    interval = w.node("LGLimitedInterval", (760, 200), wide=320, sigma_lo=0.28, sigma_hi=5.42, rules=cfg[0])
     rule = w.node(
         "LGClassifierGuidance", (760, 350), wide=320, classifier=classifier[0], label=SECOND_LABEL, guidance_scale=SECOND_SCALE,
         rules=interval[0],
@@ -211,7 +211,7 @@ def compare_scales(w: Workflow) -> None:
 
 
 LABEL, SCALE = "Flags", 0.2
-SECOND_LABEL, SECOND_SCALE = "Smileys & Emotion", 0.2
+SECOND_LABEL, SECOND_SCALE = "Flags", 0.2
 SCALES = (0.0, 0.02, 0.05, 0.1, 0.2)
 
 GRAPHS: dict[str, Callable[[Workflow], None]] = {

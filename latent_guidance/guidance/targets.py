@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
@@ -74,7 +75,9 @@ def _term(text: str, labels: Sequence[str]) -> Term:
 def _index(name: str, labels: Sequence[str]) -> int:
     folded = [label.casefold() for label in labels]
     if name.casefold() not in folded:
-        raise _target_error(f"the label {name!r}, which the classifier does not know", labels)
+        alike = get_close_matches(name.casefold(), folded, n=3, cutoff=0.4)
+        meant = " or ".join(f'"{labels[folded.index(label)]}"' for label in alike)
+        raise _target_error(f"the label {name!r}, which the classifier does not know", labels, meant)
     return folded.index(name.casefold())
 
 
@@ -92,12 +95,13 @@ def _weight(text: str | None, target: str, labels: Sequence[str]) -> float:
     return weight
 
 
-def _target_error(found: str, labels: Sequence[str]) -> UserError:
+def _target_error(found: str, labels: Sequence[str], meant: str = "") -> UserError:
+    example = 'write for example "{0}", "{0}:2, {1}" or "not {0}" in the label input'.format(labels[0], labels[-1])
     return UserError(
         found,
         expected="one or more of "
         + ", ".join(f'"{label}"' if "," in label or ":" in label else label for label in labels),
-        mend='write for example "{0}", "{0}:2, {1}" or "not {0}" in the label input'.format(labels[0], labels[-1]),
+        mend=f"did you mean {meant}? Else {example}" if meant else example,
     )
 
 

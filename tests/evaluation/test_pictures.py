@@ -85,6 +85,11 @@ def test_probabilities_are_asked_at_the_cleanest_level_of_scaled_latents() -> No
     assert torch.allclose(found.sum(dim=1), torch.ones(3)) and found.shape == (3, 2)
     assert torch.equal(seen["log_snr"], torch.full((3,), 6.0))
     assert torch.allclose(seen["x"], torch.full((3, 4, 2, 2), float(torch.tensor(6.0).sigmoid().sqrt())))
+    for wrong in (torch.nan, torch.inf):
+        latents = torch.full((3, 4, 2, 2), 2.0)
+        latents[1, 0, 0, 0] = wrong
+        with pytest.raises(UserError, match=r"NaN or infinity.*guidance_scale much too large"):
+            class_probabilities(SimpleNamespace(config=config, logits=logits), latents)
 
 
 def test_a_grid_too_large_is_refused_before_it_is_drawn() -> None:

@@ -94,3 +94,12 @@ def test_a_regression_head_goes_up_or_down_and_nowhere_else() -> None:
     assert regression_target("Down")(output).tolist() == [-2.0, 1.0]
     with pytest.raises(UserError, match='"up" or "down"'):
         regression_target("flags")
+
+
+def test_a_label_that_is_nearly_known_is_suggested() -> None:
+    with pytest.raises(UserError, match='did you mean "Flags"'):
+        parse_target("flagg", LABELS)
+    with pytest.raises(UserError, match='did you mean "cat-face" or "cat"'):
+        parse_target("Cats-face", ("dog", "cat", "cat-face"))
+    with pytest.raises(UserError, match=r"does not know.*mend it: write for example"):
+        parse_target("xyzzy", LABELS)

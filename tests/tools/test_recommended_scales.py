@@ -45,10 +45,11 @@ def test_nodes_and_tooltips(curves: dict[str, float]) -> None:
     assert rows["cfg"].settings["guidance_scale"] == free and rows["classifier"].recommended == relative
     page = (ROOT / "web" / "docs" / "LGClassifierGuidance" / "en.md").read_text(encoding="utf-8")
     assert (
-        f"Recommended on the emoji model: {relative:g}." in page and f"at its best on the emoji model {raw:g})" in page
+        f"Recommended on the emoji model: {relative:g}." in page
+        and f"at its best on the emoji model {raw:g}, in 30 steps)" in page
     )
     page = (ROOT / "web" / "docs" / "LGClassifierGuidance" / "zh.md").read_text(encoding="utf-8")
-    assert f"emoji 模型上以 {raw:g} 为佳）" in page
+    assert f"emoji 模型上以 {raw:g} 为佳，30 步时）" in page
 
 
 @pytest.mark.parametrize("tool", ["workflow_graphs"], indirect=True)
