@@ -152,5 +152,8 @@ def test_tokens_weights_and_encodings_equal_comfyui(comfyui: Path | None, tmp_pa
         encoded = load_file(tmp_path / "encoded.safetensors")
         for number, text in enumerate(texts[:ENCODED]):
             tokens, pooled = encoder.encode(text)
-            torch.testing.assert_close(tokens, encoded[f"tokens.{number}"], rtol=1e-4, atol=1e-5, msg=f"{text!r}")
+            size = float(encoded[f"tokens.{number}"].abs().max())  # what fp32 adds up to goes with it
+            torch.testing.assert_close(
+                tokens, encoded[f"tokens.{number}"], rtol=1e-4, atol=1e-5 * size, msg=f"{text!r}"
+            )
             torch.testing.assert_close(pooled, encoded[f"pooled.{number}"], rtol=1e-4, atol=1e-5, msg=f"{text!r}")
