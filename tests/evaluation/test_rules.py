@@ -85,6 +85,7 @@ def test_rows_are_measured_with_the_defaults_or_say_why_not() -> None:
         "cfg",
         "perp-neg",
         "threshold",
+        "noisy-clip",
         "post-step",
     ]
 
