@@ -64,7 +64,7 @@ def thumbnail(name: str) -> None:
 
 
 def saved(name: str) -> Image.Image:
-    """Run a workflow; the pictures that it saves as one square."""
+    """Run a workflow; the pictures that it saves as one square, those of one size in a band of their own."""
     import numpy as np
     import torch
 
@@ -73,8 +73,20 @@ def saved(name: str) -> Image.Image:
     with tempfile.TemporaryDirectory() as folder:
         paths = run_workflow(FOLDER / f"{name}.json", host=Host(output=Path(folder))).saved
         arrays = [np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255 for path in paths]
-    sheet = arrays[0] if len(arrays) == 1 else picture_grid([torch.from_numpy(a)[None] for a in arrays])[0].numpy()
-    picture = Image.fromarray((sheet * 255).round().astype(np.uint8))
+    bands = []
+    for shape in dict.fromkeys(a.shape for a in arrays):
+        alike = [torch.from_numpy(a)[None] for a in arrays if a.shape == shape]
+        sheet = (
+            picture_grid(alike, columns=len(alike) if len(alike) < len(arrays) else 0)[0]
+            if len(alike) > 1
+            else alike[0][0]
+        )
+        bands.append(Image.fromarray((sheet.numpy() * 255).round().astype(np.uint8)))
+    width = max(band.width for band in bands)
+    bands = [band.resize((width, round(band.height * width / band.width)), Image.Resampling.LANCZOS) for band in bands]
+    picture = Image.new("RGB", (width, sum(band.height for band in bands)), "white")
+    for i, band in enumerate(bands):
+        picture.paste(band, (0, sum(above.height for above in bands[:i])))
     scale = THUMBNAIL / max(picture.size)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
     square = Image.new("RGB", (THUMBNAIL, THUMBNAIL), "white")

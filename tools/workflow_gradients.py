@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from workflow_builder import Node, Output, Workflow
-from workflow_parts import CHECKPOINT, SIDE, STEPS, Shared, emoji, guided, shared, sheet
+from workflow_parts import CFG_SCALE, CHECKPOINT, SIDE, STEPS, Shared, emoji, guided, shared, sheet
 
 PROMPT = "person"
+HOLD = 3.0
+"""CFG under which a prompt holds its own against the pull of a loss: by eye, and the notes say so; alone, a name needs less."""
 SHORT, FEW = 16, 2
 """Steps and pictures: the VAE is run forwards and backwards at each step."""
 RULES, GUIDING = 1130, 1500
@@ -18,7 +20,7 @@ Row = tuple[str, Sequence[Node], Output | None]
 """Title, the nodes of its own, and the end of its chain of rules."""
 
 
-def _same(w: Workflow, load: Node, prompt: str = PROMPT, *, scale: float = 3.0) -> tuple[Shared, Node]:
+def _same(w: Workflow, load: Node, prompt: str = PROMPT, *, scale: float = HOLD) -> tuple[Shared, Node]:
     """What all rows share, and classifier-free guidance for all."""
     common = shared(w, load, prompt, batch=FEW, steps=SHORT, seed=1)
     below = common.sigmas.position[1] + common.sigmas.size[1] + 50
@@ -44,7 +46,7 @@ def _follow(w: Workflow, load: Node, text: str, y: float) -> tuple[Output, Outpu
     size = w.node("EmptyLatentImage", (0, y + 280), wide=300, width=SIDE, height=SIDE, batch_size=1)
     draw = w.node(
         "KSampler", (0, y + 440), wide=300, model=load[0], positive=prompt[0], negative=null[0], latent_image=size[0],
-        seed=1, steps=SHORT, cfg=1.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
+        seed=1, steps=SHORT, cfg=CFG_SCALE, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
     )  # fmt: skip
     decode = w.node("VAEDecode", (0, y + 780), wide=300, samples=draw[0], vae=load[2])
     encode = w.node("LGVAEEncode", (0, y + 890), wide=300, image=decode[0], vae=load[2], posterior="mode", seed=0)
@@ -56,14 +58,17 @@ def compare_losses(w: Workflow) -> None:
     """One prompt and seed, pulled towards something else that can be said of the finished picture in every column."""
     w.note(
         "## Losses\n\nA loss says what the finished picture should come closer to; here *MPGD* follows each of them at every step, next "
-        "to the prompt. *palette*: only these colours. *symmetry*: its own mirror image. *edges* and *reference*: the outlines, and the "
+        f"to the prompt, which CFG at {HOLD:g} lets hold its own. *palette*: only these colours. *symmetry*: its own mirror image. "
+        "*edges* and *reference*: the outlines, and the "
         "coarse colours, of the picture that the purple nodes draw; put a *Load Image* there for one of your own. *label*: a group of "
         "emoji, by the classifier. *both*: palette and symmetry, weighted.\n\n`guidance_scale` in *MPGD* says how hard: 0 is off, 0.1 a "
         "touch; much above 0.5 the picture comes apart.",
         (0, -80),
         (300, 440),
         title="About this workflow",
-        chinese="损失说明成品画面应更接近什么；这里由 *MPGD* 在每一步遵循它，与提示词并行。*palette*：只用这些颜色。*symmetry*："
+        chinese="损失说明成品画面应更接近什么；这里由 *MPGD* 在每一步遵循它，与提示词并行；CFG 取 "
+        f"{HOLD:g}，使提示词不被盖过。"
+        "*palette*：只用这些颜色。*symmetry*："
         "与自己的镜像一致。*edges* 与 *reference*：紫色节点所画图片的轮廓与大致色彩，可在那里换成“加载图像”。*label*：由"
         "分类器判断的一类 emoji。*both*：调色板与对称的加权和。*MPGD* 的 `guidance_scale` 决定力度：0 关闭，0.1 轻微，远"
         "大于 0.5 时画面会散掉。",
@@ -104,7 +109,9 @@ def _mpgd(w: Workflow, title: str, losses: list[Node], y: float, load: Node, cfg
 def compare_loss_rules(w: Workflow) -> None:
     """One loss, followed by every rule there is for it."""
     w.note(
-        "## Six rules that follow a loss\n\nThe same prompt, seeds and palette under all rules that follow a loss. *MPGD* pulls at the "
+        "## Six rules that follow a loss\n\nThe same prompt (CFG at "
+        f"{HOLD:g}), seeds and palette under all rules that follow a loss. "
+        "*MPGD* pulls at the "
         "estimate of the finished picture and is cheap. *DPS*, *LGD-MC* and *FreeDoM* go back through the diffusion model: "
         "about three times as slow, and what they change fits the rest of the picture better. *Universal* and *TFG* do both.\n\n"
         "With `scaling` *relative* all scales have the same unit: the share of a step that the pull may take. `every_k`, `sigma_lo` and "
@@ -112,7 +119,8 @@ def compare_loss_rules(w: Workflow) -> None:
         (0, -80),
         (300, 440),
         title="About this workflow",
-        chinese="相同的提示词、种子与调色板，由所有遵循损失的规则引导。*MPGD* 在成品画面的估计处拉动，开销小。*DPS*、*LGD-MC* 与 "
+        chinese=f"相同的提示词（CFG 取 {HOLD:g}）、种子与调色板，"
+        "由所有遵循损失的规则引导。*MPGD* 在成品画面的估计处拉动，开销小。*DPS*、*LGD-MC* 与 "
         "*FreeDoM* 要反向穿过扩散模型：约慢三倍，但所改变的部分与画面其余部分更协调。*Universal* 与 *TFG* 两者都做。"
         "`scaling` 为 *relative* 时各强度单位相同：拉力占一步的比例。`every_k`、`sigma_lo`、`sigma_hi` 决定规则在哪些步起"
         "作用；`decode_at` 0.5 让损失只看一半大小的图片，快四倍。",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from workflow_builder import Output, Workflow
-from workflow_parts import CHECKPOINT, STEPS
+from workflow_parts import CFG_SCALE, CHECKPOINT, CLASSIFIER_SCALE, STEPS, WORD_SCALE
 from workflow_parts import emoji as _load
 from workflow_parts import empty as _empty
 from workflow_parts import sample as _sample
@@ -16,14 +16,16 @@ def quickstart(w: Workflow) -> None:
     w.note(
         "## Quickstart\n\nPress **Run**. The emoji model comes with the pack; nothing is downloaded.\n\n"
         "Type the name of an emoji into *Prompt*: `cat face`, `person`, `flag: France`. The model knows its names by heart, so that "
-        "seeds differ little. `cfg` is the guidance scale: 1.5 is enough for names; other words (`orange car`) may come clearer at 4.\n\n"
+        f"seeds differ little. `cfg` is the guidance scale: {CFG_SCALE:g} is enough for names; other words (`orange car`) may come clearer "
+        f"at {WORD_SCALE:g}.\n\n"
         "All nodes after the loader are ComfyUI's own: the model is an ordinary MODEL.",
         (0, 0),
         (300, 300),
         title="About this workflow",
         chinese="按 **运行**。emoji 模型随节点包自带，无需下载。在 *Prompt* 中输入 emoji 的英文名，如 `cat face`、`person`、"
         "`flag: France`。"
-        "模型熟记这些名称，因此不同种子相差不大。`cfg` 是引导强度：对这些名称 1.5 即可，其他词语（`orange car`）在 4 时可能更清楚。"
+        f"模型熟记这些名称，因此不同种子相差不大。`cfg` 是引导强度：对这些名称 {CFG_SCALE:g} 即可，其他词语（`orange car`）在 "
+        f"{WORD_SCALE:g} 时可能更清楚。"
         "加载器之后都是 ComfyUI 自己的节点：这个模"
         "型就是普通的 MODEL。",
     )
@@ -33,7 +35,7 @@ def quickstart(w: Workflow) -> None:
     size = _empty(w, (370, 410), 4)
     sampler = w.node(
         "KSampler", (760, 74), wide=280, model=load[0], positive=prompt[0], negative=null[0], latent_image=size[0],
-        seed=1, steps=STEPS, cfg=1.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
+        seed=1, steps=STEPS, cfg=CFG_SCALE, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
     )  # fmt: skip
     decode = w.node("VAEDecode", (1110, 74), wide=210, samples=sampler[0], vae=load[2])
     save = w.node("SaveImage", (1110, 190), wide=420, tall=380, images=decode[0], filename_prefix="quickstart")
@@ -65,7 +67,12 @@ def classifier_guidance(w: Workflow) -> None:
     null = w.node("LGNullConditioning", (370, 74), title="No prompt", wide=320, clip=load[1])
     size = _empty(w, (370, 184), 8)
     rule = w.node(
-        "LGClassifierGuidance", (370, 400), wide=320, classifier=classifier[0], label=LABEL, guidance_scale=SCALE
+        "LGClassifierGuidance",
+        (370, 400),
+        wide=320,
+        classifier=classifier[0],
+        label=LABEL,
+        guidance_scale=CLASSIFIER_SCALE,
     )
     guider = w.node("LGGuider", (760, 74), wide=280, model=load[0], positive=null[0], rules=rule[0])
     noise = w.node("LGSeededNoise", (760, 230), wide=280, seed=1, batch_size=8)
@@ -87,13 +94,16 @@ def cfg_plus_classifier(w: Workflow) -> None:
     w.note(
         "## Two guidances at once\n\nA chain of rules: classifier-free guidance makes the prompt clear, only at middle noise "
         "levels (*Limited Interval*), and the classifier pushes towards a group of emoji at the same time: the prompt says `blue`, "
-        "the classifier *flag*, and out come flags, many of them blue. Set the classifier's `guidance_scale` to 0 to see what the prompt "
-        "alone draws.\n\nThe order of the chain does not matter here: rules act by stage.",
+        f"the classifier *flag*, and out come flags, many of them blue. `blue` is no emoji's name, so that CFG is at {WORD_SCALE:g}; "
+        f"names need {CFG_SCALE:g}. Set the classifier's `guidance_scale` to 0 to see what the prompt alone draws.\n\nThe order of the "
+        "chain does not matter here: rules act by stage.",
         (0, 0),
         (300, 300),
         title="About this workflow",
         chinese="一条规则链：无分类器引导使提示词清晰，只在中间的噪声水平起作用（*Limited Interval*，限定区间）；分类器同时把画面"
-        "推向一类 emoji：提示词只说 `blue`（蓝），分类器要的是旗帜，画出的便是旗帜，其中许多是蓝色的。把分类器的 `guidance_scale` 设为 0 "
+        "推向一类 emoji：提示词只说 `blue`（蓝），分类器要的是旗帜，画出的便是旗帜，其中许多是蓝色的。"
+        f"`blue` 不是 emoji 的名称，因此 CFG 取 {WORD_SCALE:g}；名称用 {CFG_SCALE:g} 即可。"
+        "把分类器的 `guidance_scale` 设为 0 "
         "即可看到只有提示词时的结果。链中的顺序在这里无关紧要：规则按阶段起作用。",
     )
     load = _load(w, (0, 430))
@@ -101,10 +111,10 @@ def cfg_plus_classifier(w: Workflow) -> None:
     prompt = w.node("LGTextEncode", (370, 74), title="Prompt", wide=320, clip=load[1], text="blue")
     null = w.node("LGNullConditioning", (370, 300), title="Negative: nothing said", wide=320, clip=load[1])
     size = _empty(w, (370, 410), 8)
-    cfg = w.node("LGCFG", (760, 74), wide=320, guidance_scale=4.0)
+    cfg = w.node("LGCFG", (760, 74), wide=320, guidance_scale=WORD_SCALE)
     interval = w.node("LGLimitedInterval", (760, 200), wide=320, sigma_lo=0.28, sigma_hi=5.42, rules=cfg[0])
     rule = w.node(
-        "LGClassifierGuidance", (760, 350), wide=320, classifier=classifier[0], label=SECOND_LABEL, guidance_scale=SECOND_SCALE,
+        "LGClassifierGuidance", (760, 350), wide=320, classifier=classifier[0], label=LABEL, guidance_scale=CLASSIFIER_SCALE,
         rules=interval[0],
     )  # fmt: skip
     guider = w.node(
@@ -145,7 +155,7 @@ def image_to_image(w: Workflow) -> None:
     size = _empty(w, (370, 224), 3)
     draw = w.node(
         "KSampler", (370, 392), wide=320, model=load[0], positive=first[0], negative=null[0], latent_image=size[0],
-        seed=3, steps=STEPS, cfg=1.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
+        seed=3, steps=STEPS, cfg=CFG_SCALE, sampler_name="dpmpp_2m", scheduler="karras", denoise=1.0,
     )  # fmt: skip
     source = w.node("VAEDecode", (370, 940), wide=320, samples=draw[0], vae=load[2])
     encode = w.node("LGVAEEncode", (760, 74), wide=320, image=source[0], vae=load[2], posterior="mode", seed=0)
@@ -154,7 +164,7 @@ def image_to_image(w: Workflow) -> None:
     )
     change = w.node(
         "KSampler", (760, 392), wide=320, model=load[0], positive=second[0], negative=null[0], latent_image=encode[0],
-        seed=4, steps=STEPS, cfg=1.5, sampler_name="dpmpp_2m", scheduler="karras", denoise=0.8,
+        seed=4, steps=STEPS, cfg=CFG_SCALE, sampler_name="dpmpp_2m", scheduler="karras", denoise=0.8,
     )  # fmt: skip
     result = w.node("VAEDecode", (760, 940), wide=320, samples=change[0], vae=load[2])
     grid = w.node(
@@ -172,20 +182,23 @@ def compare_scales(w: Workflow) -> None:
     """One label, the same noise, five guidance scales, in one labelled sheet."""
     w.note(
         "## Compare guidance scales\n\nThe same four noises under five guidance scales of the classifier. Every column differs "
-        "from its neighbour in `guidance_scale` alone.\n\nAt 0 the model draws what it likes; a little "
-        "more and some pictures show the label; further up nearly all do; far above that they fall apart again.",
+        f"from its neighbour in `guidance_scale` alone; {CLASSIFIER_SCALE:g} is recommended.\n\nAt 0 the model draws what it likes; a "
+        "little "
+        "more and some pictures show the label; further up nearly all do; far above that they grow coarse and muddy.",
         (0, 0),
         (300, 300),
         title="About this workflow",
-        chinese="相同的四份噪声、分类器的五种引导强度，相邻两列只有 `guidance_scale` 不同。0 时模型自由发挥；稍强时部"
-        "分图片显出该标签；再往上几乎全部显出；高出太多时画面又会散乱。",
+        chinese="相同的四份噪声、分类器的五种引导强度，相邻两列只有 `guidance_scale` 不同，"
+        f"推荐 {CLASSIFIER_SCALE:g}。"
+        "0 时模型自由发挥；稍强时部"
+        "分图片显出该标签；再往上几乎全部显出；高出太多时画面变得粗糙浑浊。",
     )
     load = _load(w, (0, 430))
     classifier = w.node("LGLoadClassifier", (0, 600), wide=300, classifier=CHECKPOINT)
     null = w.node("LGNullConditioning", (370, 74), title="No prompt", wide=300, clip=load[1])
     size = _empty(w, (370, 184), 4)
     noise = w.node("LGSeededNoise", (370, 390), wide=320, seed=1, batch_size=4)
-    sampler = w.node("KSamplerSelect", (370, 550), wide=320, sampler_name="dpmpp_2m")
+    sampler = w.node("KSamplerSelect", (370, 550), wide=320, sampler_name="dpmpp_2m_sde")
     sigmas = w.node("BasicScheduler", (370, 660), wide=320, model=load[0], scheduler="karras", steps=STEPS, denoise=1.0)
     pictures: list[Output] = []
     for row, scale in enumerate(SCALES):
@@ -210,9 +223,8 @@ def compare_scales(w: Workflow) -> None:
     w.group("The sheet", [grid, save], color="#88A")
 
 
-LABEL, SCALE = "Flags", 0.2
-SECOND_LABEL, SECOND_SCALE = "Flags", 0.2
-SCALES = (0.0, 0.02, 0.05, 0.1, 0.2)
+LABEL = "Flags"
+SCALES = (0.0, 0.05, 0.1, CLASSIFIER_SCALE, 0.8)
 
 GRAPHS: dict[str, Callable[[Workflow], None]] = {
     graph.__name__: graph

@@ -11,6 +11,12 @@ from workflow_builder import Node, Output, Workflow
 CHECKPOINT = "emoji"
 STEPS = 20
 SIDE = 128
+CLASSIFIER_SCALE, RAW_SCALE, CFG_SCALE = 0.2, 30.0, 1.5
+"""The scales that the curves recommend on the emoji model (docs/EMOJI.md): classifier guidance relative, raw; CFG, for known names."""
+WORD_SCALE = 4.0
+"""CFG where the prompt is no known name: by eye, and the notes say so."""
+RAW_STEPS = 30
+"""A raw scale goes by the number of steps; this is the curves'."""
 
 Chain = Sequence[tuple[str, dict[str, Any]]]
 """Rules in order: node type, and the settings that are not its defaults."""

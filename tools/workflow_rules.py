@@ -6,10 +6,24 @@ from collections.abc import Callable
 
 from workflow_builder import Workflow
 from workflow_graphs import LABEL
-from workflow_parts import CHECKPOINT, STEPS, Chain, columns, emoji, sample, shared, sheet
+from workflow_parts import (
+    CFG_SCALE,
+    CHECKPOINT,
+    RAW_SCALE,
+    RAW_STEPS,
+    STEPS,
+    Chain,
+    columns,
+    emoji,
+    sample,
+    shared,
+    sheet,
+)
 
 STRONG = 8.0
-RAW = {"guidance_scale": 15.0, "scaling": "raw"}
+MEAN_SHIFT, POST_STEP = 15.0, 0.5
+"""The recommended scale, and the strongest that was tried: docs/RULES_TABLE.md."""
+RAW = {"guidance_scale": RAW_SCALE, "scaling": "raw"}
 CFG: Chain = (("LGCFG", {"guidance_scale": STRONG}),)
 
 
@@ -103,13 +117,16 @@ def compare_weakened(w: Workflow) -> None:
 def compare_negatives(w: Workflow) -> None:
     """What a second prompt can do: as negative, as Perp-Neg, as a condition beside the first."""
     w.note(
-        "## Two prompts\n\nThe same four noises under five ways to use a second prompt. As plain *negative* it pushes away from all "
+        "## Two prompts\n\nThe same four noises under five ways to use a second prompt, at a `guidance_scale` of 4, strong enough for "
+        "the negative to "
+        "show. As plain *negative* it pushes away from all "
         "that it says; *Perp-Neg* takes away only what it does not share with the prompt; *both* asks for the two at once, with a scale "
         "for each.\n\n*prompt* and *second prompt* show each by itself.",
         (0, 0),
         (300, 300),
         title="About this workflow",
-        chinese="相同的四份噪声，第二个提示词的五种用法。作普通反向 (*negative*) 时远离它所说的一切；*Perp-Neg* 只去掉它与提示词"
+        chinese="相同的四份噪声，第二个提示词的五种用法；`guidance_scale` 为 4，足以看出反向提示词的作用。作普通反向 (*negative*) "
+        "时远离它所说的一切；*Perp-Neg* 只去掉它与提示词"
         "不重合的部分；*both* 同时要求两者，各有强度。*prompt* 与 *second prompt* 分别只用一个提示词。",
     )
     load = emoji(w, (0, 430))
@@ -154,29 +171,33 @@ def compare_negatives(w: Workflow) -> None:
 def classifier_forms(w: Workflow) -> None:
     """One label by the four forms of classifier guidance that papers and tutorials use."""
     w.note(
-        "## Four forms of classifier guidance\n\nThe same classifier, label and seeds. *score* adds the gradient to the denoised estimate "
+        f"## Four forms of classifier guidance\n\nThe same classifier, label and noise. *score* adds the gradient to the denoised estimate "
         "and works with every sampler; *eps* is the paper's Algorithm 2, with DDIM; *mean shift* is its Algorithm 1 and *post-step* the "
-        "plainest tutorial form: these two act inside a DDPM step, so their rules go into the sampler.\n\nThe scales of the four "
-        "have no common unit.",
+        "plainest tutorial form: these two act inside a DDPM step, so their rules go into the sampler.\n\nEach stands at a "
+        f"`guidance_scale` that was measured on this model: *score* and *eps* at {RAW_SCALE:g} (`scaling` *raw*, {RAW_STEPS} steps; fewer "
+        f"want less), *mean shift* at {MEAN_SHIFT:g}, *post-step*, whose unit is its own, at {POST_STEP:g}, the strongest tried.",
         (0, 0),
         (300, 300),
         title="About this workflow",
-        chinese="相同的分类器、标签与种子。*score* 把梯度加到去噪估计上，适用于任何采样器；*eps* 是论文的算法 2，用 DDIM；*mean "
-        "shift* 是论文的算法 1，*post-step* 是教程中最简单的形式：这两种在 DDPM 步内起作用，所以规则连接到采样器。四种强"
-        "度没有共同的单位。",
+        chinese=f"相同的分类器、标签与噪声。*score* 把梯度加到去噪估计上，适用于任何采样器；*eps* 是论文的算法 2，用 DDIM；*mean "
+        "shift* 是论文的算法 1，*post-step* 是教程中最简单的形式：这两种在 DDPM 步内起作用，所以规则连接到采样器。各自的 "
+        f"`guidance_scale` 都在此模型上测过：*score* 与 *eps* 为 {RAW_SCALE:g}（`scaling` 为 *raw*，{RAW_STEPS} 步；步数少则应小），"
+        f"*mean shift* 为 {MEAN_SHIFT:g}；*post-step* 的单位与众不同，取试过的最大值 {POST_STEP:g}。",
     )
     load = emoji(w, (0, 430))
     classifier = w.node("LGLoadClassifier", (0, 600), wide=300, classifier=CHECKPOINT)
     null = w.node("LGNullConditioning", (370, 74), title="No prompt", wide=320, clip=load[1])
     size = w.node("LGEmptyLatent", (370, 184), wide=320, batch_size=4)
-    noise = w.node("LGSeededNoise", (370, 420), wide=320, seed=1, batch_size=4)
-    sigmas = w.node("BasicScheduler", (370, 580), wide=320, model=load[0], scheduler="karras", steps=40, denoise=1.0)
+    noise = w.node("LGSeededNoise", (370, 420), wide=320, seed=2, batch_size=4)
+    sigmas = w.node(
+        "BasicScheduler", (370, 580), wide=320, model=load[0], scheduler="karras", steps=RAW_STEPS, denoise=1.0
+    )
     aim = {"classifier": classifier[0], "label": LABEL}
     forms = (
-        ("score", "LGClassifierGuidance", RAW, "KSamplerSelect", {"sampler_name": "dpmpp_2m"}),
+        ("score", "LGClassifierGuidance", RAW, "KSamplerSelect", {"sampler_name": "dpmpp_2m_sde"}),
         ("eps, DDIM", "LGClassifierGuidance", {**RAW, "form": "eps"}, "LGSamplerDDIM", {}),
-        ("mean shift, DDPM", "LGClassifierMeanShift", RAW, "LGSamplerDDPM", {}),
-        ("post-step, DDPM", "LGClassifierPostStep", {"guidance_scale": 0.5}, "LGSamplerDDPM", {}),
+        ("mean shift, DDPM", "LGClassifierMeanShift", {"guidance_scale": MEAN_SHIFT}, "LGSamplerDDPM", {}),
+        ("post-step, DDPM", "LGClassifierPostStep", {"guidance_scale": POST_STEP}, "LGSamplerDDPM", {}),
     )
     pictures = []
     for row, (title, kind, settings, sampling, options) in enumerate(forms):
@@ -212,7 +233,7 @@ def from_parts(w: Workflow) -> None:
     prompt = w.node("LGTextEncode", (370, 74), title="Prompt", wide=320, clip=clip[0], text="person with red hair")
     null = w.node("LGNullConditioning", (370, 300), title="Negative: nothing said", wide=320, clip=clip[0])
     size = w.node("LGEmptyLatent", (370, 410), wide=320, batch_size=4)
-    cfg = w.node("LGCFG", (760, 74), wide=280, guidance_scale=4.0)
+    cfg = w.node("LGCFG", (760, 74), wide=280, guidance_scale=CFG_SCALE)
     guider = w.node("LGGuider", (760, 204), wide=280, model=unet[0], positive=prompt[0], negative=null[0], rules=cfg[0])
     noise = w.node("LGSeededNoise", (760, 370), wide=280, seed=1, batch_size=4)
     sampler = w.node("LGSamplerDDIM", (760, 530), wide=280, eta=0.0)

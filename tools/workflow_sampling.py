@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from workflow_builder import Workflow
-from workflow_parts import CHECKPOINT, SIDE, STEPS, emoji, empty, guided, sample, shared, sheet
+from workflow_parts import (
+    CFG_SCALE,
+    CHECKPOINT,
+    CLASSIFIER_SCALE,
+    SIDE,
+    STEPS,
+    emoji,
+    empty,
+    guided,
+    sample,
+    shared,
+    sheet,
+)
 
 
 def compare_cfg_plus_plus(w: Workflow) -> None:
@@ -62,17 +74,17 @@ def guidance_report(w: Workflow) -> None:
     prompt = w.node("LGTextEncode", (370, 74), title="Prompt", wide=320, clip=load[1], text="person")
     null = w.node("LGNullConditioning", (370, 300), title="Negative: nothing said", wide=320, clip=load[1])
     size = empty(w, (370, 410), 4, SIDE)
-    cfg = w.node("LGCFG", (760, 74), wide=320, guidance_scale=4.0)
+    cfg = w.node("LGCFG", (760, 74), wide=320, guidance_scale=CFG_SCALE)
     interval = w.node("LGLimitedInterval", (760, 204), wide=320, sigma_lo=0.3, sigma_hi=5.0, rules=cfg[0])
     rule = w.node(
-        "LGClassifierGuidance", (760, 360), wide=320, classifier=classifier[0], label="Smileys & Emotion", guidance_scale=6.0,
-        scaling="raw", rules=interval[0],
+        "LGClassifierGuidance", (760, 360), wide=320, classifier=classifier[0], label="Smileys & Emotion",
+        guidance_scale=CLASSIFIER_SCALE, rules=interval[0],
     )  # fmt: skip
     guider = w.node(
         "LGGuider", (1150, 74), wide=280, model=load[0], positive=prompt[0], negative=null[0], rules=rule[0], report=True
     )  # fmt: skip
     noise = w.node("LGSeededNoise", (1150, 250), wide=280, seed=1, batch_size=4)
-    sampler = w.node("KSamplerSelect", (1150, 410), wide=280, sampler_name="dpmpp_2m")
+    sampler = w.node("KSamplerSelect", (1150, 410), wide=280, sampler_name="dpmpp_2m_sde")
     sigmas = w.node(
         "BasicScheduler", (1150, 520), wide=280, model=load[0], scheduler="karras", steps=STEPS, denoise=1.0
     )

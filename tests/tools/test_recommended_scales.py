@@ -52,12 +52,70 @@ def test_nodes_and_tooltips(curves: dict[str, float]) -> None:
     assert f"emoji 模型上以 {raw:g} 为佳，30 步时）" in page
 
 
-@pytest.mark.parametrize("tool", ["workflow_graphs"], indirect=True)
-def test_the_examples_of_classifier_guidance(curves: dict[str, float], tool: ModuleType) -> None:
-    assert curves["Classifier, relative"] == tool.SCALE == tool.SECOND_SCALE
-    nodes = json.loads((ROOT / "workflows" / "classifier_guidance.json").read_text(encoding="utf-8"))["nodes"]
-    scales = [value for node in nodes if node["type"] == "LGClassifierGuidance" for value in node["widgets_values"]]
-    assert curves["Classifier, relative"] in scales and "relative" in scales
+@pytest.mark.parametrize("tool", ["workflow_parts"], indirect=True)
+def test_the_scales_that_the_workflows_are_built_with(curves: dict[str, float], tool: ModuleType) -> None:
+    assert curves == {
+        "Classifier, raw": tool.RAW_SCALE,
+        "Classifier, relative": tool.CLASSIFIER_SCALE,
+        "Classifier-free (CFG)": tool.CFG_SCALE,
+    }
+    page = (ROOT / "docs" / "EMOJI.md").read_text(encoding="utf-8")
+    assert f"\n{tool.RAW_STEPS} steps on the karras grid" in page
+
+
+OTHER_SCALES = {
+    "cfg_plus_classifier": {4.0},
+    "compare_negatives": {4.0},
+    "compare_losses": {3.0},
+    "compare_loss_rules": {3.0},
+    "compare_rules": {8.0},
+    "compare_more_rules": {8.0},
+    "compare_cfg_plus_plus": {8.0, 0.6},
+    "compare_scales": {0.0, 0.05, 0.1, 0.8},
+}
+"""Workflow -> scales that it sets on purpose and that are not the curves': its note has to speak of them."""
+UNSAID = {"compare_scales", "compare_cfg_plus_plus"}
+"""Scales stand in titles and captions."""
+
+
+def _scales(name: str) -> dict[tuple[str, bool], set[float]]:
+    """(CFG or classifier, raw) -> the scales of a workflow of the bundled model."""
+    graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    found: dict[tuple[str, bool], set[float]] = {}
+    for node in graph.values():
+        inputs = node["inputs"]
+        if node["class_type"] in {"LGCFG", "KSampler"}:
+            found.setdefault(("CFG", False), set()).add(inputs.get("guidance_scale", inputs.get("cfg")))
+        if node["class_type"] == "LGClassifierGuidance":
+            found.setdefault(("classifier", inputs["scaling"] == "raw"), set()).add(inputs["guidance_scale"])
+    return found
+
+
+@pytest.mark.parametrize("tool", ["make_workflows"], indirect=True)
+def test_the_example_workflows(curves: dict[str, float], tool: ModuleType) -> None:
+    """Each scale of CFG and of classifier guidance is the recommended one, or a named exception that the workflow's note gives."""
+    recommended = {
+        ("CFG", False): curves["Classifier-free (CFG)"],
+        ("classifier", False): curves["Classifier, relative"],
+        ("classifier", True): curves["Classifier, raw"],
+    }
+    met: set[tuple[str, bool]] = set()
+    for name in tool.BUNDLED:
+        scales = _scales(name)
+        others = {scale for kind, those in scales.items() for scale in those - {recommended[kind]}}
+        assert others == OTHER_SCALES.get(name, set()), name
+        met |= {kind for kind, those in scales.items() if recommended[kind] in those}
+        nodes = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
+        note = next(node["widgets_values"][0] for node in nodes if node["type"] in {"MarkdownNote", "Note"})
+        first = re.search(r"[\u4e00-\u9fff]", note)
+        assert first is not None
+        english, chinese = note[: first.start()], note[first.start() :]
+        if name not in UNSAID:
+            for scale in others:
+                assert re.search(rf"\b{scale:g}\b", english) and re.search(rf"(?<![\d.]){scale:g}(?![\d.])", chinese), (
+                    name
+                )
+    assert met == set(recommended)
 
 
 @pytest.mark.parametrize("tool", ["results_picture"], indirect=True)
