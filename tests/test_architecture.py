@@ -21,6 +21,7 @@ SAMPLING = CORE | {"noise", "samplers", "analytic"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "devices": {"errors"},
+    "command_line": {"errors"},
     "process": GROUND,
     "parameterization": ALGEBRA,
     "attention": GROUND,
@@ -33,8 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "samplers": CORE | {"noise"},
     "guidance": CORE,
     "models": CORE | {"guidance"},
-    "training": SAMPLING | {"guidance", "models"},
-    "evaluation": SAMPLING | {"guidance", "models", "training"},
+    "training": SAMPLING | {"command_line", "guidance", "models"},
+    "evaluation": SAMPLING | {"command_line", "guidance", "models", "training"},
     "host": SAMPLING | {"guidance", "models", "evaluation", "training"},
     "cli": SAMPLING | {"guidance", "models", "evaluation", "training", "host"},
     "__main__": {"cli"},

@@ -7,10 +7,9 @@ into a file of OUT/rules, and `rules-report` makes a page and a picture of them;
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from ..errors import UserError
+from ..command_line import run_commands
 from .commands import PARTS, RULES_HELP, RULES_REPORT_HELP, command, rules_command
 
 
@@ -46,14 +45,7 @@ def main() -> None:
     )(_report)
     app.command("rules", help=RULES_HELP)(rules_command())
     app.command("rules-report", help=RULES_REPORT_HELP)(_rules_report)
-    try:
-        app()
-    except UserError as error:
-        typer.echo(str(error), err=True)
-        sys.exit(2)
-    except OSError as error:  # a folder that is a file, that may not be written, a full disk
-        typer.echo(f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}", err=True)
-        sys.exit(2)
+    run_commands(app)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any, get_type_hints
 
-from ..errors import UserError
+from ..command_line import run_commands
 from . import recipes
 
 COMMANDS: dict[str, tuple[Callable[..., Any], str]] = {
@@ -82,7 +81,7 @@ def _command(recipe: Callable[..., Any], name: str, text: str) -> Callable[..., 
         try:
             result = recipe(*args, **kwargs)
         except KeyboardInterrupt as stopped:
-            typer.echo(f"\n{stopped or 'stopped'}", err=True)
+            typer.echo(f"\n{str(stopped) or 'stopped'}", err=True)
             raise typer.Exit(130) from None
         if isinstance(result, dict):
             for level, found in result.items():
@@ -107,14 +106,7 @@ def main() -> None:
     )
     for name, (recipe, text) in COMMANDS.items():
         app.command(name)(_command(recipe, name, text))
-    try:
-        app()
-    except UserError as error:
-        typer.echo(str(error), err=True)
-        sys.exit(2)
-    except OSError as error:  # a folder that is a file, that may not be written, a full disk
-        typer.echo(f"{error.filename or 'a file'} could not be read or written: {error.strerror or error}", err=True)
-        sys.exit(2)
+    run_commands(app)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from latent_guidance.models import building, checkpoint
 from latent_guidance.models.checkpoint import load_checkpoint, load_classifier, load_text_encoder, load_unet, load_vae
 from latent_guidance.models.classifier import Classifier, ClassifierConfig, new_classifier
 from latent_guidance.models.configs import smallest_side
+from latent_guidance.models.files import load_weights, write_safetensors
 from latent_guidance.models.tokenizer import load_tokenizer
 from latent_guidance.models.unet import ConditionedUNet, new_unet, unet_config
 
@@ -163,6 +164,25 @@ def test_weights_that_are_no_numbers(tiny_copy: Callable[[], Path], component: s
         LOADERS[component](folder)
     save_file({**weights, name: torch.full_like(weights[name], 3e38)}, file)  # finite, though their sum is not
     LOADERS[component](folder)
+
+
+def test_a_weight_too_large_for_the_networks_own_type(tmp_path: Path) -> None:
+    module = torch.nn.Linear(2, 1).half()
+    weights = {"weight": torch.full((1, 2), 6.5e4), "bias": torch.zeros(1)}
+    load_weights(module, weights, path=tmp_path / "w", what="UNet")
+    with pytest.raises(UserError, match="NaN or infinity in 'weight', a weight of this UNet"):
+        load_weights(module, {**weights, "weight": torch.full((1, 2), 7e4)}, path=tmp_path / "w", what="UNet")
+    assert bool(torch.isfinite(module.weight).all())
+
+
+def test_numbers_too_large_for_a_file_leave_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, {"weight": torch.full((3,), 6.5e4)}, dtype=torch.float16)
+    before = path.read_bytes()
+    for bad in (7e4, -7e4):
+        with pytest.raises(UserError, match=r"weight has a number that torch\.float16 cannot hold, 7e\+04"):
+            write_safetensors(path, {"weight": torch.tensor([1.0, bad])}, dtype=torch.float16)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_projections_of_different_shapes(tiny_copy: Callable[[], Path]) -> None:

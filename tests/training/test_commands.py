@@ -1,9 +1,10 @@
-"""What the training commands are given reaches the networks' recipes."""
+"""What the training commands are given reaches the networks' recipes; how they end."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from latent_guidance.errors import UserError
 from latent_guidance.models.checkpoint import load_checkpoint, load_classifier, load_unet, load_vae
 from latent_guidance.models.classifier import ClassifierConfig
 from latent_guidance.models.tiny import make_tiny_checkpoint
+from latent_guidance.training import __main__ as commands
 from latent_guidance.training import recipes
 from latent_guidance.training.classifier import (
     ClassifierRecipe,
@@ -188,3 +190,31 @@ def test_the_commands_make_a_whole_checkpoint_one_after_another(pictures: Path, 
     shutil.rmtree(made / "unet")
     recipes.train_unet(made, runs, batch=2, muon=False, export_only=True, **brief)
     assert torch.equal(load_unet(made).conv_in.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "words"),
+    [
+        (KeyboardInterrupt("stopped at step 3; the state is in runs/vae"), 130, "\nstopped at step 3; the state is in runs/vae\n"),
+        (KeyboardInterrupt(), 130, "\nstopped\n"),
+        (UserError("crop = 0", expected="more", mend="crop more"), 2, "crop = 0"),
+        (OSError(28, "No space left on device", "runs/vae"), 2, "runs/vae could not be read or written: No space left on device"),
+    ],
+)  # fmt: skip
+def test_how_a_command_ends(
+    raised: BaseException,
+    status: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def recipe(checkpoint: Path) -> None:
+        raise raised
+
+    monkeypatch.setattr(commands, "COMMANDS", {"vae": (recipe, "Text."), "unet": (recipe, "Text.")})
+    monkeypatch.setattr(sys, "argv", ["train", "vae", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        commands.main()
+    shown = capsys.readouterr()
+    assert ended.value.code == status and words in shown.err and not shown.out and "Traceback" not in shown.err
