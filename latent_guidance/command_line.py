@@ -12,7 +12,7 @@ def run_commands(app: Callable[[], object]) -> None:
     """Run a command line; a UserError, or a file that the system refuses, is printed to stderr alone and ends with status 2.
 
     Raises:
-        SystemExit: Always where ``app`` raises it; with status 2 after bad input.
+        SystemExit: Where ``app`` raises it, and with status 2 after bad input.
     """
     import typer
 

@@ -9,6 +9,8 @@ from workflow_builder import Node, Output, Workflow
 from workflow_parts import CFG_SCALE, CHECKPOINT, SIDE, STEPS, Shared, emoji, guided, shared, sheet
 
 PROMPT = "person"
+PULL, HALF = 0.3, 0.15
+"""Scales of a loss, and of one that is followed twice: strong enough to be seen beside HOLD."""
 HOLD = 3.0
 """CFG under which a prompt holds its own against the pull of a loss: by eye, and the notes say so; alone, a name needs less."""
 SHORT, FEW = 16, 2
@@ -58,19 +60,20 @@ def compare_losses(w: Workflow) -> None:
     """One prompt and seed, pulled towards something else that can be said of the finished picture in every column."""
     w.note(
         "## Losses\n\nA loss says what the finished picture should come closer to; here *MPGD* follows each of them at every step, next "
-        f"to the prompt, which CFG at {HOLD:g} lets hold its own. *palette*: only these colours. *symmetry*: its own mirror image. "
+        f"to the prompt, which CFG at {HOLD:g} lets hold its own. *palette*: towards these colours. *symmetry*: its own mirror image. "
         "*edges* and *reference*: the outlines, and the "
         "coarse colours, of the picture that the purple nodes draw; put a *Load Image* there for one of your own. *label*: a group of "
         "emoji, by the classifier. *both*: palette and symmetry, weighted.\n\n`guidance_scale` in *MPGD* says how hard: 0 is off, 0.1 a "
-        "touch; much above 0.5 the picture comes apart.",
+        f"touch, {PULL:g} what stands here (*both*: {HALF:g}); much above 0.5 the picture comes apart.",
         (0, -80),
         (300, 440),
         title="About this workflow",
         chinese="损失说明成品画面应更接近什么；这里由 *MPGD* 在每一步遵循它，与提示词并行；CFG 取 "
         f"{HOLD:g}，使提示词不被盖过。"
-        "*palette*：只用这些颜色。*symmetry*："
+        "*palette*：趋向这些颜色。*symmetry*："
         "与自己的镜像一致。*edges* 与 *reference*：紫色节点所画图片的轮廓与大致色彩，可在那里换成“加载图像”。*label*：由"
-        "分类器判断的一类 emoji。*both*：调色板与对称的加权和。*MPGD* 的 `guidance_scale` 决定力度：0 关闭，0.1 轻微，远"
+        "分类器判断的一类 emoji。*both*：调色板与对称的加权和。*MPGD* 的 `guidance_scale` 决定力度：0 关闭，0.1 轻微，"
+        f"这里为 {PULL:g}（*both* 为 {HALF:g}），远"
         "大于 0.5 时画面会散掉。",
     )
     load = emoji(w, (0, 490))
@@ -78,11 +81,11 @@ def compare_losses(w: Workflow) -> None:
     picture, latent = _follow(w, load, FOLLOWED, 880)
     common, cfg = _same(w, load)
     losses: tuple[tuple[str, str, dict[str, Any], float], ...] = (
-        ("palette", "LGLossPalette", {"colours": COLOURS}, 0.3),
-        ("symmetry", "LGLossSymmetry", {}, 0.3),
-        ("edges", "LGLossEdges", {"sketch": picture}, 0.3),
-        ("reference", "LGLossReference", {"reference": latent, "low_pass": 4}, 0.3),
-        ("label", "LGLossClassLabel", {"classifier": classifier[0], "label": "Flags"}, 0.3),
+        ("palette", "LGLossPalette", {"colours": COLOURS}, PULL),
+        ("symmetry", "LGLossSymmetry", {}, PULL),
+        ("edges", "LGLossEdges", {"sketch": picture}, PULL),
+        ("reference", "LGLossReference", {"reference": latent, "low_pass": 4}, PULL),
+        ("label", "LGLossClassLabel", {"classifier": classifier[0], "label": "Flags"}, PULL),
     )
     rows: list[Row] = []
     made: dict[str, Output] = {}
@@ -93,7 +96,7 @@ def compare_losses(w: Workflow) -> None:
         rows.append(_mpgd(w, title, [loss], y, load, cfg, scale))
         y += 400
     both = w.node("LGLossSum", (760, y), wide=320, loss_1=made["palette"], loss_2=made["symmetry"])
-    rows.append(_mpgd(w, "both", [both], y, load, cfg, 0.15))
+    rows.append(_mpgd(w, "both", [both], y, load, cfg, HALF))
     plain: Row = ("prompt alone", [], cfg[0])
     sheet(w, _sampled(w, common, [plain, *rows]), w.name, x=2400)
     common.group(w, [cfg])
@@ -114,7 +117,8 @@ def compare_loss_rules(w: Workflow) -> None:
         "*MPGD* pulls at the "
         "estimate of the finished picture and is cheap. *DPS*, *LGD-MC* and *FreeDoM* go back through the diffusion model: "
         "about three times as slow, and what they change fits the rest of the picture better. *Universal* and *TFG* do both.\n\n"
-        "With `scaling` *relative* all scales have the same unit: the share of a step that the pull may take. `every_k`, `sigma_lo` and "
+        "With `scaling` *relative* all scales have the same unit: the share of a step that the pull may take; "
+        f"{PULL:g} here, {HALF:g} for the two that pull twice. `every_k`, `sigma_lo` and "
         "`sigma_hi` say at which steps a rule acts; `decode_at` 0.5 lets the loss look at half-size pictures, which is four times as fast.",
         (0, -80),
         (300, 440),
@@ -122,7 +126,9 @@ def compare_loss_rules(w: Workflow) -> None:
         chinese=f"相同的提示词（CFG 取 {HOLD:g}）、种子与调色板，"
         "由所有遵循损失的规则引导。*MPGD* 在成品画面的估计处拉动，开销小。*DPS*、*LGD-MC* 与 "
         "*FreeDoM* 要反向穿过扩散模型：约慢三倍，但所改变的部分与画面其余部分更协调。*Universal* 与 *TFG* 两者都做。"
-        "`scaling` 为 *relative* 时各强度单位相同：拉力占一步的比例。`every_k`、`sigma_lo`、`sigma_hi` 决定规则在哪些步起"
+        "`scaling` 为 *relative* 时各强度单位相同：拉力占一步的比例；"
+        f"这里为 {PULL:g}，拉动两次的规则为 {HALF:g}。"
+        "`every_k`、`sigma_lo`、`sigma_hi` 决定规则在哪些步起"
         "作用；`decode_at` 0.5 让损失只看一半大小的图片，快四倍。",
     )
     load = emoji(w, (0, 490))
@@ -131,12 +137,12 @@ def compare_loss_rules(w: Workflow) -> None:
     rows: list[Row] = []
     y = 474.0
     for title, kind, settings in (
-        ("MPGD", "LGMPGD", {"guidance_scale": 0.3}),
-        ("DPS", "LGDPS", {"guidance_scale": 0.3}),
-        ("LGD-MC", "LGLossGuidedDiffusion", {"guidance_scale": 0.3, "draws": 2}),
-        ("FreeDoM", "LGFreeDoM", {"guidance_scale": 0.3}),
-        ("universal", "LGUniversalGuidance", {"guidance_scale": 0.15, "step_size": 0.1, "steps": 2}),
-        ("TFG", "LGTrainingFreeGuidance", {"guidance_scale": 0.15, "mean_scale": 0.15, "iterations": 1}),
+        ("MPGD", "LGMPGD", {"guidance_scale": PULL}),
+        ("DPS", "LGDPS", {"guidance_scale": PULL}),
+        ("LGD-MC", "LGLossGuidedDiffusion", {"guidance_scale": PULL, "draws": 2}),
+        ("FreeDoM", "LGFreeDoM", {"guidance_scale": PULL}),
+        ("universal", "LGUniversalGuidance", {"guidance_scale": HALF, "step_size": 0.1, "steps": 2}),
+        ("TFG", "LGTrainingFreeGuidance", {"guidance_scale": HALF, "mean_scale": HALF, "iterations": 1}),
     ):
         rule = w.node(
             kind, (RULES, y), wide=320, loss=loss[0], vae=load[2], rules=cfg[0], decode_at=0.5, **settings
@@ -149,18 +155,24 @@ def compare_loss_rules(w: Workflow) -> None:
     w.group("Model and loss", [load, loss], color="#8A8")
 
 
+TOUCH, FIRM = 2.0, 8.0
+"""Scales of the noisy-latent CLIP, for a word that it knows well."""
+
+
 def noisy_clip(w: Workflow) -> None:
     """An empty prompt, and a CLIP that reads noisy latents: towards a text, away from another."""
     w.note(
         "## Your words, by a noisy-latent CLIP\n\nThe prompt is empty: the diffusion model is told nothing. What reads your words is a "
         "small CLIP that was trained on noisy latents, and its gradient pulls at every step. It works on a model that takes no "
         "prompt at all, and with every sampler.\n\n`guidance_scale` 1 is the CLIP's own opinion, more is clearer and less varied up to a "
-        "point. *away* names what the picture should not be. The words must be encoded by the text encoder that the CLIP was trained with.",
+        f"point: here {TOUCH:g} and {FIRM:g}, while names of this model want about 20. *away* names what the picture should not be. The "
+        "words must be encoded by the text encoder that the CLIP was trained with.",
         (0, -80),
         (300, 440),
         title="About this workflow",
         chinese="提示词为空，扩散模型一无所知。读你文字的是一个在带噪潜变量上训练的小 CLIP，它的梯度在每一步拉动画面。它也可用于"
-        "完全不接受提示词的模型，适用于任何采样器。`guidance_scale` 1 是 CLIP 本身的判断，在一定范围内越大越明确、多样性越低。"
+        "完全不接受提示词的模型，适用于任何采样器。`guidance_scale` 1 是 CLIP 本身的判断，在一定范围内越大越明确、多样性越低："
+        f"这里用 {TOUCH:g} 与 {FIRM:g}，此模型的名称则约需 20。"
         "*away* 写画面不应是什么。文字须由训练该 CLIP 时所用的文本编码器编码。",
     )
     load = emoji(w, (0, 490))
@@ -177,9 +189,9 @@ def noisy_clip(w: Workflow) -> None:
     for row, (title, settings) in enumerate(
         (
             ("no words", None),
-            ("towards, scale 2", {"guidance_scale": 2.0}),
-            ("towards, scale 8", {"guidance_scale": 8.0}),
-            ("and away", {"guidance_scale": 8.0, "away": away[0]}),
+            (f"towards, scale {TOUCH:g}", {"guidance_scale": TOUCH}),
+            (f"towards, scale {FIRM:g}", {"guidance_scale": FIRM}),
+            ("and away", {"guidance_scale": FIRM, "away": away[0]}),
         )
     ):
         y, parts = 74 + row * 440.0, []

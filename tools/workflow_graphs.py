@@ -12,13 +12,13 @@ from workflow_parts import sample as _sample
 
 
 def quickstart(w: Workflow) -> None:
-    """A prompt and classifier-free guidance, with nothing but core nodes after the loader."""
+    """A prompt and classifier-free guidance; after the loader and the negative nothing but core nodes."""
     w.note(
         "## Quickstart\n\nPress **Run**. The emoji model comes with the pack; nothing is downloaded.\n\n"
         "Type the name of an emoji into *Prompt*: `cat face`, `person`, `flag: France`. The model knows its names by heart, so that "
         f"seeds differ little. `cfg` is the guidance scale: {CFG_SCALE:g} is enough for names; other words (`orange car`) may come clearer "
         f"at {WORD_SCALE:g}.\n\n"
-        "All nodes after the loader are ComfyUI's own: the model is an ordinary MODEL.",
+        "All nodes after the loader but the negative are ComfyUI's own: the model is an ordinary MODEL.",
         (0, 0),
         (300, 300),
         title="About this workflow",
@@ -26,7 +26,7 @@ def quickstart(w: Workflow) -> None:
         "`flag: France`。"
         f"模型熟记这些名称，因此不同种子相差不大。`cfg` 是引导强度：对这些名称 {CFG_SCALE:g} 即可，其他词语（`orange car`）在 "
         f"{WORD_SCALE:g} 时可能更清楚。"
-        "加载器之后都是 ComfyUI 自己的节点：这个模"
+        "加载器之后除反向条件外都是 ComfyUI 自己的节点：这个模"
         "型就是普通的 MODEL。",
     )
     load = _load(w, (0, 430))
@@ -94,14 +94,14 @@ def cfg_plus_classifier(w: Workflow) -> None:
     w.note(
         "## Two guidances at once\n\nA chain of rules: classifier-free guidance makes the prompt clear, only at middle noise "
         "levels (*Limited Interval*), and the classifier pushes towards a group of emoji at the same time: the prompt says `blue`, "
-        f"the classifier *flag*, and out come flags, many of them blue. `blue` is no emoji's name, so that CFG is at {WORD_SCALE:g}; "
-        f"names need {CFG_SCALE:g}. Set the classifier's `guidance_scale` to 0 to see what the prompt alone draws.\n\nThe order of the "
+        f"the classifier wants `Flags`, and out come flags, some of them blue. `blue` is no emoji's name, so CFG is at {WORD_SCALE:g}; "
+        f"names do with {CFG_SCALE:g}. Set the classifier's `guidance_scale` to 0 to see what the prompt alone draws.\n\nThe order of the "
         "chain does not matter here: rules act by stage.",
         (0, 0),
         (300, 300),
         title="About this workflow",
         chinese="一条规则链：无分类器引导使提示词清晰，只在中间的噪声水平起作用（*Limited Interval*，限定区间）；分类器同时把画面"
-        "推向一类 emoji：提示词只说 `blue`（蓝），分类器要的是旗帜，画出的便是旗帜，其中许多是蓝色的。"
+        "推向一类 emoji：提示词只说 `blue`（蓝），分类器要的是旗帜，画出的便是旗帜，其中一些是蓝色的。"
         f"`blue` 不是 emoji 的名称，因此 CFG 取 {WORD_SCALE:g}；名称用 {CFG_SCALE:g} 即可。"
         "把分类器的 `guidance_scale` 设为 0 "
         "即可看到只有提示词时的结果。链中的顺序在这里无关紧要：规则按阶段起作用。",
@@ -190,7 +190,7 @@ def compare_scales(w: Workflow) -> None:
         title="About this workflow",
         chinese="相同的四份噪声、分类器的五种引导强度，相邻两列只有 `guidance_scale` 不同，"
         f"推荐 {CLASSIFIER_SCALE:g}。"
-        "0 时模型自由发挥；稍强时部"
+        "强度为 0 时模型自由发挥；稍强时部"
         "分图片显出该标签；再往上几乎全部显出；高出太多时画面变得粗糙浑浊。",
     )
     load = _load(w, (0, 430))

@@ -12,6 +12,7 @@ from workflow_parts import (
     RAW_SCALE,
     RAW_STEPS,
     STEPS,
+    WORD_SCALE,
     Chain,
     columns,
     emoji,
@@ -20,7 +21,9 @@ from workflow_parts import (
     sheet,
 )
 
-STRONG = 8.0
+STRONG, COARSE = 8.0, 3.0
+FIRST, SECOND = 3.0, 4.0
+"""Scales of two prompts that are both asked for: by eye."""
 MEAN_SHIFT, POST_STEP = 15.0, 0.5
 """The recommended scale, and the strongest that was tried: docs/RULES_TABLE.md."""
 RAW = {"guidance_scale": RAW_SCALE, "scaling": "raw"}
@@ -31,19 +34,21 @@ def compare_rules(w: Workflow) -> None:
     """One prompt, the same noise, eight rules around classifier-free guidance, in one labelled sheet."""
     w.note(
         f"## Compare guidance rules\n\nThe same four noises and one prompt under eight ways of strong guidance "
-        f"(`guidance_scale` {STRONG:g}). Plain CFG comes first; each other column has one rule more, or another rule in its place.\n\n"
+        f"(`guidance_scale` {STRONG:g}; in *frequencies* for fine detail alone, {COARSE:g} for the rest). "
+        "Plain CFG comes first; each other column has one rule more, or another rule in its place.\n\n"
         "Change the prompt, the seed or a rule's settings; every rule's help page says what it does and where it comes from.",
         (0, 0),
         (300, 300),
         title="About this workflow",
-        chinese=f"相同的四份噪声与同一提示词，八种强引导的方式（`guidance_scale` 为 {STRONG:g}）。第一列是普通 CFG；其余各列多一条"
+        chinese=f"相同的四份噪声与同一提示词，八种强引导的方式（`guidance_scale` 为 {STRONG:g}；*frequencies* 只对细节如此，其余为 "
+        f"{COARSE:g}）。第一列是普通 CFG；其余各列多一条"
         "规则，或换成另一条规则。可以改提示词、种子或规则的设置；每条规则的帮助页说明它做什么、出自哪里。",
     )
     common = shared(w, emoji(w, (0, 430)), "flag: France")
     chains: list[tuple[str, Chain]] = [
         ("CFG", CFG),
         ("CFG-Zero*", [("LGCFGZeroStar", {"guidance_scale": STRONG})]),
-        ("frequencies", [("LGFrequencyDecoupled", {"scale_low": 3.0, "scale_high": STRONG})]),
+        ("frequencies", [("LGFrequencyDecoupled", {"scale_low": COARSE, "scale_high": STRONG})]),
         ("interval", [*CFG, ("LGLimitedInterval", {"sigma_lo": 0.3, "sigma_hi": 5.0})]),
         ("rescaled", [*CFG, ("LGRescaleGuidance", {})]),
         ("projected", [*CFG, ("LGAdaptiveProjectedGuidance", {})]),
@@ -76,7 +81,7 @@ def compare_more_rules(w: Workflow) -> None:
         ("schedule", [*CFG, ("LGGuidanceSchedule", {})]),
         ("curve", [*CFG, ("LGGuidanceCurve", {"curve": "14:1, 5:8, 1:8, 0.3:2"})]),
         ("adaptive", [*CFG, ("LGAdaptiveGuidance", {"threshold": 0.99})]),
-        ("thresholded", [*CFG, ("LGDynamicThresholding", {"plain_scale": 3.0})]),
+        ("thresholded", [*CFG, ("LGDynamicThresholding", {"plain_scale": 4.0})]),
         ("momentum", [*CFG, ("LGMomentumGuidance", {})]),
         ("sliding mode", [*CFG, ("LGSlidingModeCFG", {})]),
         ("angle", [("LGAngleDomain", {"guidance_scale": STRONG})]),
@@ -92,14 +97,15 @@ def compare_weakened(w: Workflow) -> None:
         "strengths taken away, and goes away from that: *PAG* without seeing other places, *SEG* with blurred sight, *skipped* without "
         "some layers, *shuffled* with its places mixed up, *windows* through small windows only. Shapes gain hold and contrast.\n\n"
         "`scale` says how far: 0 is off; if colours burn it is too much. `layers` says where: `middle` is gentle, `all` is strong. Every "
-        "one adds up with *CFG*, and costs one pass more (*windows* one and a half).",
+        "one adds up with *CFG*, and costs one pass more (*windows* one and a half). The scales here are set by eye for this prompt; "
+        "help pages say what was measured.",
         (0, -80),
         (300, 440),
         title="About this workflow",
         chinese="这些规则不需要反向提示词：让网络在失去某种能力的情况下再算一次，然后远离该结果。*PAG* 看不到其他位置，*SEG* 视野"
         "模糊，*skipped* 跳过若干层，*shuffled* 打乱位置，*windows* 只透过小窗口。形状因此更稳固、更有对比。`scale` 决定"
         "远离多少：0 关闭，颜色过饱和说明太大。`layers` 决定在哪些层：`middle` 温和，`all` 强烈。都可与 *CFG* 叠加，每步"
-        "多一次计算（*windows* 一次半）。",
+        "多一次计算（*windows* 一次半）。这里的强度是针对此提示词凭目测设定的；测得的数值见帮助页。",
     )
     common = shared(w, emoji(w, (0, 490)), "person", batch=2)
     chains: list[tuple[str, Chain]] = [
@@ -117,33 +123,39 @@ def compare_weakened(w: Workflow) -> None:
 def compare_negatives(w: Workflow) -> None:
     """What a second prompt can do: as negative, as Perp-Neg, as a condition beside the first."""
     w.note(
-        "## Two prompts\n\nThe same four noises under five ways to use a second prompt, at a `guidance_scale` of 4, strong enough for "
-        "the negative to "
-        "show. As plain *negative* it pushes away from all "
+        f"## Two prompts\n\nThe same four noises under two prompts, each by itself and then joined in three ways, at a `guidance_scale` of "
+        f"{WORD_SCALE:g}. As plain *negative* it pushes away from all "
         "that it says; *Perp-Neg* takes away only what it does not share with the prompt; *both* asks for the two at once, with a scale "
-        "for each.\n\n*prompt* and *second prompt* show each by itself.",
+        f"for each ({FIRST:g} and {SECOND:g}).",
         (0, 0),
         (300, 300),
         title="About this workflow",
-        chinese="相同的四份噪声，第二个提示词的五种用法；`guidance_scale` 为 4，足以看出反向提示词的作用。作普通反向 (*negative*) "
+        chinese="相同的四份噪声，两个提示词先各自单独使用，再以三种方式结合；"
+        f"`guidance_scale` 为 {WORD_SCALE:g}。作普通反向 (*negative*) "
         "时远离它所说的一切；*Perp-Neg* 只去掉它与提示词"
-        "不重合的部分；*both* 同时要求两者，各有强度。*prompt* 与 *second prompt* 分别只用一个提示词。",
+        "不重合的部分；*both* 同时要求两者，各有强度"
+        f"（{FIRST:g} 与 {SECOND:g}）。",
     )
     load = emoji(w, (0, 430))
     second = w.node(
         "LGTextEncode", (0, 620), title="Second prompt", wide=300, text_height=60, clip=load[1], text="red heart"
     )
     common = shared(w, load, "smiling face with hearts")
-    four: Chain = (("LGCFG", {"guidance_scale": 4.0}),)
+    four: Chain = (("LGCFG", {"guidance_scale": WORD_SCALE}),)
     first = columns(
         w,
         common,
         [
             ("prompt", four),
-            ("Perp-Neg", [("LGPerpNeg", {"negative": second[0], "guidance_scale": 4.0})]),
+            ("Perp-Neg", [("LGPerpNeg", {"negative": second[0], "guidance_scale": WORD_SCALE})]),
             (
                 "both",
-                [("LGTwoConditions", {"condition": second[0], "first_scale": 3.0, "second_scale": 4.0, "form": "sum"})],
+                [
+                    (
+                        "LGTwoConditions",
+                        {"condition": second[0], "first_scale": FIRST, "second_scale": SECOND, "form": "sum"},
+                    )
+                ],
             ),
         ],
     )
@@ -152,7 +164,7 @@ def compare_negatives(w: Workflow) -> None:
         (("second prompt", second, common.negative), ("negative", common.prompt, second)), start=len(first)
     ):
         y = 74 + row * 400.0
-        rule = w.node("LGCFG", (760, y), wide=320, guidance_scale=4.0)
+        rule = w.node("LGCFG", (760, y), wide=320, guidance_scale=WORD_SCALE)
         guider = w.node(
             "LGGuider", (1130, y), wide=240, model=load[0], positive=prompt[0], negative=negative[0], rules=rule[0]
         )
@@ -230,7 +242,7 @@ def from_parts(w: Workflow) -> None:
     unet = w.node("LGLoadUNet", (0, 430), wide=300, checkpoint=CHECKPOINT)
     clip = w.node("LGLoadTextEncoder", (0, 580), wide=300, checkpoint=CHECKPOINT)
     vae = w.node("LGLoadVAE", (0, 730), wide=300, checkpoint=CHECKPOINT)
-    prompt = w.node("LGTextEncode", (370, 74), title="Prompt", wide=320, clip=clip[0], text="person with red hair")
+    prompt = w.node("LGTextEncode", (370, 74), title="Prompt", wide=320, clip=clip[0], text="person: red hair")
     null = w.node("LGNullConditioning", (370, 300), title="Negative: nothing said", wide=320, clip=clip[0])
     size = w.node("LGEmptyLatent", (370, 410), wide=320, batch_size=4)
     cfg = w.node("LGCFG", (760, 74), wide=280, guidance_scale=CFG_SCALE)

@@ -19,25 +19,32 @@ from workflow_parts import (
     sheet,
 )
 
+PLAIN, PLUS = 8.0, 0.6
+"""Scale of CFG, strong on purpose, and of CFG++."""
+
 
 def compare_cfg_plus_plus(w: Workflow) -> None:
     """One prompt and seed, by two samplers and by their CFG++ twins."""
     w.note(
-        "## CFG++ samplers\n\nThe same prompt and seeds by two samplers under strong guidance, and by their CFG++ twins. CFG++ noises each "
+        f"## CFG++ samplers\n\nThe same prompt and seeds by two samplers under strong guidance ({PLAIN:g}), and by their CFG++ twins. "
+        "CFG++ noises each "
         "guided picture again with the noise that the *negative* sees, so that a strong push does not burn the colours.\n\n"
-        "Its scale is another one: set `guidance_scale` in *CFG++ scale* between 0 (the negative alone) and 1; 0.6 here. More steps make "
+        "Its scale is another one: set `guidance_scale` in *CFG++ scale* between 0 (the negative alone) and 1; "
+        f"{PLUS:g} here. More steps make "
         "the same value stronger. *CFG scale* is the usual one.",
         (0, -80),
         (300, 400),
         title="About this workflow",
-        chinese="相同的提示词与种子，两种采样器在强引导下的结果，以及它们的 CFG++ 版本。CFG++ 用 *反向条件* 所见的噪声为引导后的"
+        chinese=f"相同的提示词与种子，两种采样器在强引导（{PLAIN:g}）下的结果，以及它们的 CFG++ 版本。CFG++ 用 *反向条件* "
+        "所见的噪声为引导后的"
         "画面重新加噪，因此强引导也不致颜色过饱和。它的强度含义不同：在 *CFG++ scale* 中把 `guidance_scale` 设在 0（只用"
-        "反向条件）到 1 之间，这里是 0.6。步数越多，同一数值越强。*CFG scale* 则是通常的强度。",
+        "反向条件）到 1 之间，这里是 "
+        f"{PLUS:g}。步数越多，同一数值越强。*CFG scale* 则是通常的强度。",
     )
     load = emoji(w, (0, 430))
     common = shared(w, load, "cat face", own_samplers=True)
-    plain = w.node("LGCFG", (0, 620), title="CFG scale", wide=300, guidance_scale=8.0)
-    plus = w.node("LGCFG", (0, 770), title="CFG++ scale", wide=300, guidance_scale=0.6)
+    plain = w.node("LGCFG", (0, 620), title="CFG scale", wide=300, guidance_scale=PLAIN)
+    plus = w.node("LGCFG", (0, 770), title="CFG++ scale", wide=300, guidance_scale=PLUS)
     pictures = []
     for row, (title, kind, settings, scale) in enumerate(
         (
@@ -60,14 +67,17 @@ def guidance_report(w: Workflow) -> None:
     w.note(
         "## What guided this run\n\nPrompt, interval and classifier at once, and a report of it: `report` is on in *Guider*, and *Guidance "
         "Report* gets the sampler's latent. Its curves go from the noisy start on the left to the end: the scale in force (the interval "
-        "shows as a box), how far prompt and negative are apart, what each rule changed, how sure the classifier is.\n\n"
-        "A rule whose curve lies at the bottom does nothing: raise its scale. One that is far above the others has taken over.",
+        "is where it rises), how far prompt and negative are apart, what each rule changed, how sure the classifier is.\n\n"
+        "A guidance whose curve lies at the bottom all along does next to nothing: raise its scale. *Limited Interval* always lies there: "
+        "what it does shows in the scale. The classifier is strong at the noisy start; whether it won is what the probability at the end "
+        f"says. The scales ({CFG_SCALE:g} and {CLASSIFIER_SCALE:g}) are the recommended ones.",
         (0, -80),
         (300, 400),
         title="About this workflow",
         chinese="提示词、区间与分类器同时作用，并给出报告：*Guider* 的 `report` 已打开，*Guidance Report* 接收采样器的潜变量。曲"
-        "线从左端的噪声起点到终点：当前强度（区间显示为方框）、正反向估计相距多远、每条规则改变了多少、分类器有多大把握。"
-        "贴着底部的曲线说明该规则没有作用：请提高强度；远高于其他曲线的规则则占了主导。",
+        "线从左端的噪声起点到终点：当前强度（区间即其升高之处）、正反向估计相距多远、每条规则改变了多少、分类器有多大把握。"
+        "始终贴着底部的引导几乎没有作用：请提高强度。*Limited Interval* 总在底部：它的作用体现在强度曲线上。分类器在噪声较大的开头"
+        f"最强；它是否占上风，要看最后的概率。两个强度（{CFG_SCALE:g} 与 {CLASSIFIER_SCALE:g}）都是推荐值。",
     )
     load = emoji(w, (0, 430))
     classifier = w.node("LGLoadClassifier", (0, 600), wide=300, classifier=CHECKPOINT)

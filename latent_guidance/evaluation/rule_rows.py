@@ -241,7 +241,7 @@ ROWS: tuple[Row, ...] = (
     _group(key="mean-shift", rule=ClassifierMeanShift, sampler=sample_ddpm),
     _group(
         key="post-step", rule=ClassifierPostStep, sampler=sample_ddpm, settings={"guidance_scale": 0.2},
-        why="the most that its help says to try; its scale compares with no other form's", values=(0.05, 0.1, 0.2, 0.5),
+        why="twice its default; its scale compares with no other form's", values=(0.05, 0.1, 0.2, 0.5),
     ),
     Row(
         key="log-prob", task=GROUP, rule=LogProbGuidance, sockets=_log_prob, sampler=FROM_NOTHING, knob="guidance_scale",

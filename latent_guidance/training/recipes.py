@@ -80,7 +80,7 @@ def train_vae(
 
     settings = LoopSettings(steps=steps, learning_rate=learning_rate, minutes=minutes, seed=seed, device=device)
     recipe = VAERecipe(batch=batch, crop=crop)
-    folders = [_pictures(pictures) / size for size in ("128", "160")]
+    folders = [_pictures(pictures, checkpoint, runs) / size for size in ("128", "160")]
     vae = train_vae_network(folders, runs / "vae", settings=settings, recipe=recipe)
     _keep_settled(vae, checkpoint)
     save_vae(vae, checkpoint, latent_space=latent_space)
@@ -112,7 +112,7 @@ def settle_decoder(
     settings = LoopSettings(
         steps=steps, learning_rate=learning_rate, minutes=minutes, seed=seed, muon=muon, compile=compile, device=device
     )
-    folder = _pictures(pictures) / "128"
+    folder = _pictures(pictures, runs) / "128"
     vae = load_vae(checkpoint, device=device)
     cache = runs / "latents-128.safetensors"
     latents = encode_folder(vae, folder, cache)
@@ -171,7 +171,7 @@ def train_classifier(
     settings = replace(settings, **{**ON_NOISY_LATENTS, "weight_decay": weight_decay}, muon=muon, compile=compile)
     recipe = ClassifierRecipe(batch=batch, first=first, settling=settling)
     vae = load_vae(checkpoint, device=device, shifted=True)
-    sets = _latent_sets(vae, _pictures(pictures), runs)
+    sets = _latent_sets(vae, _pictures(pictures, runs), runs)
     if by == "subgroup":
         sets = [latents.by_subgroup() for latents in sets]
     name = "classifier" if by == "group" else "classifier_subgroups"
@@ -220,7 +220,7 @@ def train_clip(
     recipe = CLIPRecipe(batch=batch)
     start = None if start_from is None else load_noisy_clip(start_from)
     vae = load_vae(checkpoint, device=device)
-    sets = _latent_sets(vae, _pictures(pictures), runs)
+    sets = _latent_sets(vae, _pictures(pictures, runs), runs)
     encoder = load_text_encoder(checkpoint, device=device)
     config = NoisyCLIPConfig(
         latent_space=latent_space_of(checkpoint),
@@ -289,7 +289,7 @@ def train_unet(
     )
     recipe = UNetRecipe(batch=batch, time_power=time_power, sharpness=sharpness, sharp_below=sharp_below).dropping(drop)
     vae = load_vae(checkpoint, device=device)
-    latents = encode_folder(vae, _pictures(pictures) / "128", runs / "latents-128.safetensors")
+    latents = encode_folder(vae, _pictures(pictures, runs) / "128", runs / "latents-128.safetensors")
     if export_only:
         unet, encoder = averaged_unet(latents, runs / "unet", settings=settings, recipe=recipe)
     else:
@@ -343,5 +343,17 @@ def _latent_sets(vae: VAE, root: Path, runs: Path) -> list[LatentSet]:
     return sets
 
 
-def _pictures(folder: Path | None) -> Path:
+def _pictures(folder: Path | None, *written: Path) -> Path:
+    """The folder of pictures, the emoji by default; before they are drawn, folders that will be ``written`` to are made.
+
+    Raises:
+        UserError: One of ``written`` is a file, or lies in one.
+    """
+    for path in written:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(
+                f"{path} is no folder", expected="a folder, there or not yet", mend="name another"
+            ) from None
     return make_emoji_folder(progress=False) if folder is None else folder

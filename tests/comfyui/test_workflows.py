@@ -28,7 +28,7 @@ EMOJI = (ROOT / "models" / "emoji" / "model_index.json").is_file()
 Pictures = dict[str, list[np.ndarray[Any, Any]]]
 
 
-TINY_CLASSIFIER = 40.0
+TINY_CLASSIFIER = 30.0
 """The tiny checkpoint's random classifier has small gradients: raw scales are raised by this, so that its guidance is seen."""
 TINY_ASCENT = 0.2
 """An ascent through the tiny checkpoint's random VAE makes of rounding another picture: its steps are made shorter by this."""

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -63,59 +64,88 @@ def test_the_scales_that_the_workflows_are_built_with(curves: dict[str, float], 
     assert f"\n{tool.RAW_STEPS} steps on the karras grid" in page
 
 
-OTHER_SCALES = {
-    "cfg_plus_classifier": {4.0},
-    "compare_negatives": {4.0},
-    "compare_losses": {3.0},
-    "compare_loss_rules": {3.0},
-    "compare_rules": {8.0},
-    "compare_more_rules": {8.0},
-    "compare_cfg_plus_plus": {8.0, 0.6},
-    "compare_scales": {0.0, 0.05, 0.1, 0.8},
+OTHERS = {
+    "cfg_plus_classifier": ["LGCFG 4"],
+    "compare_rules": [
+        "LGCFG 8",
+        "LGCFGZeroStar 8",
+        "LGFrequencyDecoupled 3",
+        "LGFrequencyDecoupled 8",
+        *["LGCFG 8"] * 5,
+    ],
+    "compare_more_rules": [*["LGCFG 8"] * 7, "LGAngleDomain 8"],
+    "compare_weakened": [
+        "LGPerturbedAttention 1.5",
+        "LGSmoothedEnergy 2",
+        "LGTokenPerturbation 4",
+        "LGSlidingWindow 0.6",
+    ],
+    "compare_negatives": ["LGCFG 4", "LGTwoConditions 3", "LGTwoConditions 4", "LGCFG 4", "LGCFG 4"],
+    "classifier_forms": ["LGClassifierPostStep 0.5"],
+    "compare_scales": [f"LGClassifierGuidance {scale}" for scale in ("0", "0.05", "0.1", "0.8")],
+    "compare_cfg_plus_plus": ["LGCFG 8", "LGCFG 0.6"],
+    "compare_losses": ["LGCFG 3", *["LGMPGD 0.3"] * 5, "LGMPGD 0.15"],
+    "compare_loss_rules": [
+        *("LGCFG 3", "LGMPGD 0.3", "LGDPS 0.3", "LGLossGuidedDiffusion 0.3", "LGFreeDoM 0.3"),
+        *("LGUniversalGuidance 0.15", "LGTrainingFreeGuidance 0.15", "LGTrainingFreeGuidance 0.15"),
+    ],
+    "noisy_clip": ["LGNoisyCLIPGuidance 2", "LGNoisyCLIPGuidance 8", "LGNoisyCLIPGuidance 8"],
 }
-"""Workflow -> scales that it sets on purpose and that are not the curves': its note has to speak of them."""
-UNSAID = {"compare_scales", "compare_cfg_plus_plus"}
-"""Scales stand in titles and captions."""
+"""Workflow -> scales that it sets on purpose and that are not the recommended ones, in order; its note speaks of them."""
+NOT_IN_NOTES = {"compare_scales", "compare_weakened"}
+"""Captions show the scales of the one; the other's note says that they are set by eye."""
 
 
-def _scales(name: str) -> dict[tuple[str, bool], set[float]]:
-    """(CFG or classifier, raw) -> the scales of a workflow of the bundled model."""
-    graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
-    found: dict[tuple[str, bool], set[float]] = {}
-    for node in graph.values():
-        inputs = node["inputs"]
-        if node["class_type"] in {"LGCFG", "KSampler"}:
-            found.setdefault(("CFG", False), set()).add(inputs.get("guidance_scale", inputs.get("cfg")))
-        if node["class_type"] == "LGClassifierGuidance":
-            found.setdefault(("classifier", inputs["scaling"] == "raw"), set()).add(inputs["guidance_scale"])
-    return found
+def _numbers(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w]|\.\d)", text, re.ASCII))
+
+
+def _graph(name: str) -> dict[str, dict[str, Any]]:
+    return json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("tool", ["make_workflows"], indirect=True)
 def test_the_example_workflows(curves: dict[str, float], tool: ModuleType) -> None:
-    """Each scale of CFG and of classifier guidance is the recommended one, or a named exception that the workflow's note gives."""
-    recommended = {
-        ("CFG", False): curves["Classifier-free (CFG)"],
-        ("classifier", False): curves["Classifier, relative"],
-        ("classifier", True): curves["Classifier, raw"],
-    }
-    met: set[tuple[str, bool]] = set()
+    """Each scale is the recommended one, or a named exception of which the workflow's note speaks, in both languages."""
+    recommended = json.loads((ROOT / "latent_guidance" / "guidance" / "recommended.json").read_text(encoding="utf-8"))
+    recommended["KSampler"] = {"cfg": recommended["LGCFG"]["guidance_scale"]}
+    met: set[str] = set()
     for name in tool.BUNDLED:
-        scales = _scales(name)
-        others = {scale for kind, those in scales.items() for scale in those - {recommended[kind]}}
-        assert others == OTHER_SCALES.get(name, set()), name
-        met |= {kind for kind, those in scales.items() if recommended[kind] in those}
+        others: list[str] = []
+        for node in _graph(name).values():
+            kind, inputs = node["class_type"], node["inputs"]
+            for entry, value in inputs.items():
+                if entry not in {"cfg", "scale"} and "_scale" not in entry and not entry.startswith("scale_"):
+                    continue
+                if isinstance(value, list) or entry in {"away_scale", "negative_scale"}:
+                    continue
+                raw = kind == "LGClassifierGuidance" and inputs["scaling"] == "raw"
+                wanted = curves["Classifier, raw"] if raw else recommended[kind].get(entry)
+                met |= {f"{kind} raw" if raw else kind} if value == wanted else set()
+                others += [] if value == wanted else [f"{kind} {value:g}"]
+        assert others == OTHERS.get(name, []), name
         nodes = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))["nodes"]
         note = next(node["widgets_values"][0] for node in nodes if node["type"] in {"MarkdownNote", "Note"})
         first = re.search(r"[\u4e00-\u9fff]", note)
         assert first is not None
-        english, chinese = note[: first.start()], note[first.start() :]
-        if name not in UNSAID:
-            for scale in others:
-                assert re.search(rf"\b{scale:g}\b", english) and re.search(rf"(?<![\d.]){scale:g}(?![\d.])", chinese), (
-                    name
-                )
-    assert met == set(recommended)
+        for language in (note[: first.start()], note[first.start() :]):
+            assert name in NOT_IN_NOTES or {other.split()[1] for other in others} <= _numbers(language), name
+    assert met >= {"LGCFG", "KSampler", "LGClassifierGuidance", "LGClassifierGuidance raw", "LGClassifierMeanShift"}
+
+
+def test_a_raw_scale_goes_with_its_steps_and_captions_with_their_scales(curves: dict[str, float]) -> None:
+    forms = _graph("classifier_forms").values()
+    [steps] = [node["inputs"]["steps"] for node in forms if node["class_type"] == "BasicScheduler"]
+    assert f"\n{steps} steps on the karras grid" in (ROOT / "docs" / "EMOJI.md").read_text(encoding="utf-8")
+    scales = _graph("compare_scales")
+    [sheet] = [node["inputs"] for node in scales.values() if node["class_type"] == "LGPictureGrid"]
+    shown = []
+    for entry in ("images", *sorted(name for name in sheet if name.startswith("images_"))):
+        decoder = scales[sheet[entry][0]]["inputs"]
+        guider = scales[scales[decoder["samples"][0]]["inputs"]["guider"][0]]["inputs"]
+        shown.append(scales[guider["rules"][0]]["inputs"]["guidance_scale"])
+    assert sheet["labels"].splitlines() == [f"scale {scale:g}" if scale else "unguided" for scale in shown]
+    assert curves["Classifier, relative"] in shown
 
 
 @pytest.mark.parametrize("tool", ["results_picture"], indirect=True)

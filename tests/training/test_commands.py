@@ -218,3 +218,17 @@ def test_how_a_command_ends(
         commands.main()
     shown = capsys.readouterr()
     assert ended.value.code == status and words in shown.err and not shown.out and "Traceback" not in shown.err
+
+
+@pytest.mark.parametrize("place", ["checkpoint", "runs"])
+def test_a_file_in_place_of_a_folder_is_found_before_pictures_are_drawn(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipes, "make_emoji_folder", lambda *_, **__: pytest.fail("pictures were drawn"))
+    folders = {"checkpoint": tmp_path / "made", "runs": tmp_path / "runs"}
+    file = folders[place]
+    file.write_text("text")
+    for path in (file, file / "inside"):
+        with pytest.raises(UserError, match=f"{path.name} is no folder"):
+            recipes.train_vae(**{**folders, place: path})
+    assert file.read_text() == "text"
