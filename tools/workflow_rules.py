@@ -186,14 +186,16 @@ def classifier_forms(w: Workflow) -> None:
         f"## Four forms of classifier guidance\n\nThe same classifier, label and noise. *score* adds the gradient to the denoised estimate "
         "and works with every sampler; *eps* is the paper's Algorithm 2, with DDIM; *mean shift* is its Algorithm 1 and *post-step* the "
         "plainest tutorial form: these two act inside a DDPM step, so their rules go into the sampler.\n\nEach stands at a "
-        f"`guidance_scale` that was measured on this model: *score* and *eps* at {RAW_SCALE:g} (`scaling` *raw*, {RAW_STEPS} steps; fewer "
-        f"want less), *mean shift* at {MEAN_SHIFT:g}, *post-step*, whose unit is its own, at {POST_STEP:g}, the strongest tried.",
+        f"`guidance_scale` that was measured on this model: *score* at {RAW_SCALE:g} (`scaling` *raw*, {RAW_STEPS} steps; fewer want "
+        f"less), *eps*, which is the same push, there too, *mean shift* at {MEAN_SHIFT:g}, *post-step*, whose unit is its own, at "
+        f"{POST_STEP:g}, the strongest tried.",
         (0, 0),
         (300, 300),
         title="About this workflow",
         chinese=f"相同的分类器、标签与噪声。*score* 把梯度加到去噪估计上，适用于任何采样器；*eps* 是论文的算法 2，用 DDIM；*mean "
         "shift* 是论文的算法 1，*post-step* 是教程中最简单的形式：这两种在 DDPM 步内起作用，所以规则连接到采样器。各自的 "
-        f"`guidance_scale` 都在此模型上测过：*score* 与 *eps* 为 {RAW_SCALE:g}（`scaling` 为 *raw*，{RAW_STEPS} 步；步数少则应小），"
+        f"`guidance_scale` 都在此模型上测过：*score* 为 {RAW_SCALE:g}（`scaling` 为 *raw*，{RAW_STEPS} 步；步数少则应小），"
+        "*eps* 是同样的推动，故取同值；"
         f"*mean shift* 为 {MEAN_SHIFT:g}；*post-step* 的单位与众不同，取试过的最大值 {POST_STEP:g}。",
     )
     load = emoji(w, (0, 430))
